@@ -1,0 +1,5 @@
+"""``python -m slotd``."""
+
+from slotd.cli import main
+
+main()

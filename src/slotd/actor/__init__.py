@@ -1,0 +1,30 @@
+"""The actor kit: mailbox, reply, timers, snapshots, supervisor.
+
+It knows nothing of slots, models or HTTP.
+"""
+
+from slotd.actor.actor import Actor
+from slotd.actor.mailbox import Mailbox
+from slotd.actor.reply import Reply
+from slotd.actor.snapshot import Snapshot
+from slotd.actor.supervisor import (
+    ChildCrashed,
+    ChildSpec,
+    Intensity,
+    RestartIntensityExceeded,
+    Supervisor,
+)
+from slotd.actor.timers import Timers
+
+__all__ = [
+    "Actor",
+    "ChildCrashed",
+    "ChildSpec",
+    "Intensity",
+    "Mailbox",
+    "Reply",
+    "RestartIntensityExceeded",
+    "Snapshot",
+    "Supervisor",
+    "Timers",
+]

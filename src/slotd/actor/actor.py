@@ -1,0 +1,88 @@
+"""The actor: a task that owns state and changes it one message at a time."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import trio
+
+from slotd.actor.mailbox import Mailbox
+
+M = TypeVar("M")
+
+__all__ = ["Actor"]
+
+
+class Actor(Generic[M]):
+    """Base of every actor: mailbox, loop, children, deadlines.
+
+    A subclass implements :meth:`handle` and, if it has deadlines,
+    :meth:`next_deadline` and :meth:`on_deadline`. All three are plain
+    functions on purpose: an actor's loop never awaits anything but its next
+    message, so it is always ready to receive. Long work is started in
+    :attr:`children` and posts its outcome back.
+
+    One instance is one incarnation. An exception in a handler or in a child
+    ends it: open asks fail with ``ActorGone``, children are cancelled (an
+    engine's task kills its process on the way out), and the exception goes to
+    the supervisor.
+    """
+
+    def __init__(self, mailbox: Mailbox[M]) -> None:
+        self.mailbox = mailbox
+        self.children: trio.Nursery
+        self._finished = False
+
+    @property
+    def name(self) -> str:
+        return self.mailbox.name
+
+    def started(self) -> None:
+        """Called once, when the mailbox is open and children may be started."""
+
+    def handle(self, message: M) -> None:
+        raise NotImplementedError(f"{type(self).__name__} must say how it handles messages")
+
+    def next_deadline(self) -> float:
+        """When :meth:`on_deadline` must run next, on trio's clock; inf for never."""
+        return float("inf")
+
+    def on_deadline(self, now: float) -> None:
+        """A deadline has come. Must move :meth:`next_deadline` past ``now``."""
+
+    def finish(self) -> None:
+        """End the loop after the current message: a normal end, not a crash."""
+        self._finished = True
+
+    async def run(self) -> None:
+        """Live until :meth:`finish`, a crash, or cancellation."""
+        self.mailbox.open()
+        try:
+            async with trio.open_nursery() as self.children:
+                try:
+                    self.started()
+                    await self._loop()
+                except BaseException as exc:
+                    # Now, not when the children have ended: killing an engine
+                    # takes time, and askers need not wait for it.
+                    self.mailbox.close(exc)
+                    raise
+                self.mailbox.close()
+                self.children.cancel_scope.cancel()
+        except BaseException as exc:
+            self.mailbox.close(exc)  # a child crashed, the loop did not
+            raise
+
+    async def _loop(self) -> None:
+        while not self._finished:
+            now = trio.current_time()
+            due = self.next_deadline()
+            if due <= now:
+                # Before receiving: a busy mailbox must not starve the clock.
+                self.on_deadline(now)
+                if not self._finished and self.next_deadline() <= due:
+                    raise RuntimeError(f"actor {self.name!r}: a deadline came due and was not dealt with")
+                continue
+            with trio.move_on_at(due):
+                message = await self.mailbox.receive()
+                self.handle(message)

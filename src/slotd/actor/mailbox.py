@@ -1,0 +1,103 @@
+"""An actor's mailbox: synchronous posts, asks that are always answered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import trio
+
+from slotd.actor.reply import Reply
+from slotd.errors import ActorGone
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+__all__ = ["Mailbox"]
+
+
+class Mailbox(Generic[M]):
+    """The one way to an actor.
+
+    It outlives its actor: a supervisor that restarts the actor opens the same
+    mailbox again, so whoever holds it need not learn of the restart. While it
+    is closed, posts are dropped and asks raise :class:`ActorGone` at once.
+
+    The channel is unbounded so that :meth:`post` never waits and so never
+    loses a message to cancellation (a release posted from a cancelled task
+    arrives). What bounds it is admission: the owner refuses work beyond its
+    configured queue, and every poster posts a bounded number of messages per
+    piece of admitted work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sender: trio.MemorySendChannel[M] | None = None
+        self._receiver: trio.MemoryReceiveChannel[M] | None = None
+        self._open: set[Reply[object]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        return self._sender is not None
+
+    @property
+    def open_asks(self) -> int:
+        return len(self._open)
+
+    def open(self) -> None:
+        """Make a fresh channel. Called by the actor as it starts."""
+        if self._sender is not None:
+            raise RuntimeError(f"mailbox {self.name!r} is open already: two actors would share it")
+        self._sender, self._receiver = trio.open_memory_channel(math.inf)
+
+    def close(self, cause: BaseException | None = None) -> None:
+        """Refuse everything from now on and fail every open ask. Idempotent.
+
+        Closing the channel drops what it buffers, with the replies inside, and
+        would leave their askers hanging: so the replies are tracked here and
+        failed here, with :class:`ActorGone` from ``cause``.
+        """
+        if self._sender is None or self._receiver is None:
+            return
+        self._sender.close()
+        self._receiver.close()
+        self._sender = self._receiver = None
+        for reply in list(self._open):
+            gone = ActorGone(self.name)
+            gone.__cause__ = cause
+            reply.refuse(gone)
+        self._open.clear()
+
+    def post(self, message: M) -> bool:
+        """Put a message in, without waiting. False if the actor is gone."""
+        if self._sender is None:
+            return False
+        self._sender.send_nowait(message)
+        return True
+
+    async def ask(self, make: Callable[[Reply[T]], M]) -> T:
+        """Post ``make(reply)`` and wait for the answer.
+
+        Ends in the answer, the owner's refusal, or :class:`ActorGone`; never
+        hangs because the actor died. A cancelled asker leaves its question
+        behind; where an unread answer would cost something (a lease), the
+        asker names it beforehand and posts its release unconditionally.
+        """
+        if self._sender is None:
+            raise ActorGone(self.name)
+        reply: Reply[T] = Reply()
+        tracked: Reply[object] = reply  # type: ignore[assignment] # only refused through this set
+        self._open.add(tracked)
+        try:
+            self._sender.send_nowait(make(reply))
+            return await reply.wait()
+        finally:
+            self._open.discard(tracked)
+            reply.abandon()
+
+    async def receive(self) -> M:
+        """The next message. Only the owner calls this."""
+        if self._receiver is None:
+            raise ActorGone(self.name)
+        return await self._receiver.receive()

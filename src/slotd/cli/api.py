@@ -1,0 +1,98 @@
+"""The management surface of a running slotd, as the command line uses it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+
+from slotd.errors import SlotdError
+
+__all__ = ["Api", "ServerError", "ServerUnreachable"]
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class ServerUnreachable(SlotdError):
+    """No slotd answers at the URL."""
+
+    code = "client.unreachable"
+
+
+class ServerError(SlotdError):
+    """What the server refused, with its own code."""
+
+    def __init__(self, code: str, message: str, details: dict[str, Any]) -> None:
+        super().__init__(message, details=details)
+        self.code = code  # type: ignore[misc] # the server's code stands in for a class of ours
+
+
+class Api:
+    """Blocking calls to one server. Errors are typed; nothing is retried."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = (url or os.environ.get("SLOTD_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
+        keys = [k.strip() for k in os.environ.get("SLOTD_API_KEYS", "").split(",") if k.strip()]
+        key = os.environ.get("SLOTD_API_KEY") or (keys[0] if keys else "")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(10.0), trust_env=False
+        )
+
+    def get(self, path: str, /, **params: str | None) -> Any:
+        """A JSON document."""
+        query = {k: v for k, v in params.items() if v is not None}
+        return self._call("GET", path, params=query)
+
+    def text(self, path: str, /, **params: str) -> str:
+        response = self._request("GET", path, params=params)
+        return response.text
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """A command. Loading takes as long as it takes: the server's own limits bound it."""
+        content = None if body is None else msgspec.json.encode(body)
+        return self._call("POST", path, content=content, timeout=httpx.Timeout(10.0, read=None))
+
+    @contextmanager
+    def stream(self, path: str, /, **params: str) -> Iterator[Iterator[str]]:
+        """The lines of an endless answer."""
+        try:
+            with self._client.stream(
+                "GET", path, params=params, timeout=httpx.Timeout(10.0, read=None)
+            ) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _error(response)
+                yield response.iter_lines()
+        except httpx.HTTPError as exc:
+            raise self._unreachable(exc) from exc
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> Any:
+        return msgspec.json.decode(self._request(method, path, **kwargs).content)
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        try:
+            response = self._client.request(method, path, **kwargs)
+        except httpx.HTTPError as exc:
+            raise self._unreachable(exc) from exc
+        if response.status_code >= 400:
+            raise _error(response)
+        return response
+
+    def _unreachable(self, exc: httpx.HTTPError) -> ServerUnreachable:
+        return ServerUnreachable(
+            f"no slotd answers at {self.url} ({exc}); is it running? "
+            "Another address: --url, or SLOTD_URL in the environment"
+        )
+
+
+def _error(response: httpx.Response) -> ServerError:
+    try:
+        error = msgspec.json.decode(response.content)["error"]
+        return ServerError(error["code"], error["message"], error.get("details") or {})
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return ServerError("client.bad_answer", f"HTTP {response.status_code}: {response.text[:200]}", {})

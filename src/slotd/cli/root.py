@@ -1,0 +1,260 @@
+"""All commands of ``slotd``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from slotd.cli.api import Api
+from slotd.cli.output import err, fail, out
+from slotd.cli.tables import events_line, routes_table, slot_table
+from slotd.errors import SlotdError
+from slotd.version import VERSION
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="slotd",
+    help="Runs many AI model servers on one machine behind one OpenAI-compatible endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="The running server (default: SLOTD_URL, or port 8080 here).")
+]
+Name = Annotated[str, typer.Argument(help="A slot's name.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_CONFIG = Path("slotd.toml")
+
+
+def _print_json(document: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"slotd {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- without a running server ----------------------------------------------------
+
+
+@app.command()
+def serve(
+    config: Config = DEFAULT_CONFIG,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Instead of server.port; 0 = any free one.")
+    ] = None,
+) -> None:
+    """Run the server."""
+    from slotd.cli.serve import run
+
+    try:
+        raise typer.Exit(run(config, port))
+    except SlotdError as error:
+        fail(error)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFAULT_CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a working configuration with the demo model."""
+    from slotd.config import demo_text
+
+    if path.exists() and not force:
+        err.print(f"{path} exists already; --force overwrites it", markup=False)
+        raise typer.Exit(1)
+    try:
+        path.write_text(demo_text(), encoding="utf-8")
+    except OSError as exc:
+        err.print(f"{path} cannot be written: {exc.strerror}", markup=False)
+        raise typer.Exit(1) from exc
+    out.print(f"wrote {path}; next: slotd serve -c {path}", markup=False)
+
+
+@app.command()
+def check(config: Config = DEFAULT_CONFIG) -> None:
+    """Check a configuration; lists everything that is wrong with it."""
+    from slotd.config import load_config
+
+    try:
+        loaded = load_config(config)
+    except SlotdError as error:
+        fail(error)
+    for warning in loaded.warnings:
+        err.print(f"warning: {warning}", markup=False, style="yellow")
+    slots = len(loaded.config.slots)
+    out.print(f"{config}: good ({slots} slots, {len(loaded.config.upstreams)} upstreams)", markup=False)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="A model of the config.")], config: Config = DEFAULT_CONFIG
+) -> None:
+    """Fetch a model's file, so that the first request need not."""
+    from slotd.cli.pull import run
+
+    try:
+        run(config, model)
+    except SlotdError as error:
+        fail(error)
+
+
+# --- with a running server ---------------------------------------------------------
+
+
+@app.command()
+def status(
+    url: Url = None,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Redraw as things change.")] = False,
+) -> None:
+    """Show the slots."""
+    api = Api(url)
+    try:
+        if watch:
+            from slotd.cli.watch import run
+
+            run(api)
+            return
+        document = api.get("/api/slots")
+    except SlotdError as error:
+        fail(error)
+    if as_json:
+        _print_json(document)
+    else:
+        out.print(slot_table(document["slots"]))
+
+
+def _command(verb: str, name: str, url: str | None) -> None:
+    try:
+        slot = Api(url).post(f"/api/slots/{name}/{verb}")
+    except SlotdError as error:
+        fail(error)
+    out.print(slot_table([slot]))
+
+
+@app.command()
+def load(name: Name, url: Url = None) -> None:
+    """Load a slot; returns when it is ready."""
+    _command("load", name, url)
+
+
+@app.command()
+def unload(name: Name, url: Url = None) -> None:
+    """Drain a slot and stop its engine."""
+    _command("unload", name, url)
+
+
+@app.command()
+def restart(name: Name, url: Url = None) -> None:
+    """Stop a slot's engine and start it again."""
+    _command("restart", name, url)
+
+
+@app.command()
+def kill(name: Name, url: Url = None) -> None:
+    """Kill a slot's engine now; what it is answering breaks off."""
+    _command("kill", name, url)
+
+
+@app.command()
+def logs(
+    name: Name,
+    url: Url = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+) -> None:
+    """Show what a slot's engine wrote."""
+    api = Api(url)
+    try:
+        if not follow:
+            sys.stdout.write(api.text(f"/api/slots/{name}/logs"))
+            return
+        with api.stream(f"/api/slots/{name}/logs", follow="1") as lines:
+            for line in lines:
+                print(line, flush=True)
+    except SlotdError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def routes(url: Url = None, as_json: Json = False) -> None:
+    """Show the table that model names are looked up in."""
+    try:
+        document = Api(url).get("/api/routes")
+    except SlotdError as error:
+        fail(error)
+    if as_json:
+        _print_json(document)
+    else:
+        out.print(routes_table(document["routes"]))
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="A model name, as a client would send it; '' for none.")],
+    path: Annotated[str, typer.Option("--path", help="The endpoint.")] = "/v1/chat/completions",
+    url: Url = None,
+) -> None:
+    """Say where a request would go, and why. Loads nothing, asks no upstream."""
+    try:
+        document = Api(url).get("/api/explain", model=model or None, path=path)
+    except SlotdError as error:
+        fail(error)
+    _print_json(document)
+
+
+@app.command()
+def events(
+    url: Url = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what happened: transitions, loads, faults, requests."""
+    api = Api(url)
+    try:
+        with api.stream("/api/events", after="0") as lines:
+            for kind, data in _sse(lines):
+                if kind == "snapshot":
+                    latest = data.get("last_seq", 0)
+                    if not follow and not latest:
+                        return
+                    continue
+                print(msgspec.json.encode(data).decode() if as_json else events_line(kind, data), flush=True)
+                if not follow and data.get("seq", 0) >= latest:
+                    return
+    except SlotdError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+def _sse(lines: Any) -> Any:
+    kind = "message"
+    for line in lines:
+        if line.startswith("event: "):
+            kind = line[7:]
+        elif line.startswith("data: "):
+            yield kind, msgspec.json.decode(line[6:])

@@ -1,0 +1,59 @@
+"""``slotd serve``: the server in this process, and its signals."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from slotd.app import Slotd
+from slotd.cli.output import err, out
+from slotd.config import load_config
+from slotd.logs import configure
+
+__all__ = ["run"]
+
+
+def run(config: Path, port: int | None) -> int:
+    """Serve until a signal; returns the exit code. Raises typed errors before it listens."""
+    loaded = load_config(config)
+    if port is not None:
+        server = loaded.config.server.model_copy(update={"port": port})
+        loaded = replace(loaded, config=loaded.config.model_copy(update={"server": server}))
+    configure(loaded.config.server.log_level)
+    for warning in loaded.warnings:
+        err.print(f"warning: {warning}", markup=False)
+    summary_stuck: tuple[str, ...] = trio.run(_serve, Slotd(loaded))
+    return 1 if summary_stuck else 0
+
+
+async def _serve(slotd: Slotd) -> tuple[str, ...]:
+    stuck: tuple[str, ...] = ()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_signals, slotd)
+
+        async def announce(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            nonlocal stuck
+            stuck = (await slotd.run(task_status=task_status)).stuck_slots
+
+        async def run() -> None:
+            async with trio.open_nursery() as inner:
+                await inner.start(announce)
+                out.print(f"slotd listens on {slotd.url}", markup=False)
+                for name in slotd.slots.names():
+                    s = slotd.slots.snapshot(name)
+                    out.print(f"  {name}: {s.type}, {s.model or s.engine}", markup=False)
+
+        await run()
+        nursery.cancel_scope.cancel()
+    return stuck
+
+
+async def _signals(slotd: Slotd, *, task_status: trio.TaskStatus[None]) -> None:
+    """First signal: stop gracefully. Second: now."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        async for _ in received:
+            slotd.stop()

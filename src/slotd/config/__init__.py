@@ -1,0 +1,51 @@
+"""slotd's configuration: ``slotd.toml``, read and checked once, at the edge."""
+
+from __future__ import annotations
+
+from slotd.config.load import LoadedConfig, load_config, parse_config
+from slotd.config.model import (
+    ENGINE_NAMES,
+    SLOT_TYPES,
+    BindingConfig,
+    Config,
+    DispatcherConfig,
+    EngineName,
+    MemoryConfig,
+    ModelConfig,
+    ProcessConfig,
+    ServerConfig,
+    SlotConfig,
+    SlotType,
+    UpstreamConfig,
+)
+from slotd.config.options import LlamaCppOptions, NoOptions
+from slotd.config.paths import default_state_dir
+from slotd.config.schema import schema_text
+from slotd.config.secrets import Secrets, auth_header
+from slotd.config.template import demo_text
+
+__all__ = [
+    "ENGINE_NAMES",
+    "SLOT_TYPES",
+    "BindingConfig",
+    "Config",
+    "DispatcherConfig",
+    "EngineName",
+    "LlamaCppOptions",
+    "LoadedConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "NoOptions",
+    "ProcessConfig",
+    "Secrets",
+    "ServerConfig",
+    "SlotConfig",
+    "SlotType",
+    "UpstreamConfig",
+    "auth_header",
+    "default_state_dir",
+    "demo_text",
+    "load_config",
+    "parse_config",
+    "schema_text",
+]

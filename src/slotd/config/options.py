@@ -1,0 +1,81 @@
+"""The engines' own options: ``[slots.NAME.options]``.
+
+Each engine that takes options has a model here, so that a misspelt one is an
+error before anything starts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slotd.config.fields import Args, Count, Section, Strings
+
+__all__ = ["OPTIONS", "LlamaCppOptions", "NoOptions", "Options"]
+
+
+class NoOptions(Section):
+    """For an engine that is told everything by its command line or URL."""
+
+
+class LlamaCppOptions(Section):
+    """llama.cpp's server. Unset means slotd's choice, which the field says."""
+
+    ctx_size: Count = 4096
+    """Tokens of context for the whole engine, divided among ``parallel``; 0 = as the model was trained."""
+
+    parallel: Count = 0
+    """Sequences decoded at the same time; 0 = the slot's ``max_parallel``."""
+
+    gpu_layers: int = Field(default=-1, ge=-1)
+    """Layers to put on the GPU; -1 = as many as fit, 0 = none."""
+
+    threads: Count = 0
+    """CPU threads; 0 = one per physical core."""
+
+    http_threads: int = Field(default=64, ge=1)
+    """Threads that answer HTTP. Few of them make health checks wait behind streams."""
+
+    batch_size: int = Field(default=2048, ge=1)
+    """Tokens of prompt submitted at a time."""
+
+    ubatch_size: int = Field(default=512, ge=1)
+    """Tokens of prompt computed at a time; an embedding input must fit into it."""
+
+    embedding: bool | None = None
+    """Serve embeddings only; unset = as the slot's type asks."""
+
+    pooling: Literal["", "mean", "cls", "last", "rank"] = ""
+    """How token vectors become one vector; "" = as the model says, or as the slot's type asks."""
+
+    chat_template: str = ""
+    """A Jinja template, or a file that holds one; "" = the model's own."""
+
+    jinja: bool = True
+    """Render chat templates with Jinja, which tool calling needs."""
+
+    cache_ram_mib: int = Field(default=0, ge=-1)
+    """MiB of RAM for the prompts of finished chats; 0 = none, -1 = no limit."""
+
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+
+    mmproj: str = ""
+    """The projector file of a vision model."""
+
+    lora: Strings = ()
+    """LoRA adapter files to apply."""
+
+    extra_args: Args = ()
+    """Further arguments, spelt as for llama-server; they win over the options above."""
+
+
+Options = LlamaCppOptions | NoOptions
+
+OPTIONS: dict[str, type[LlamaCppOptions] | type[NoOptions]] = {
+    "llama-cpp": LlamaCppOptions,
+    "command": NoOptions,
+    "comfyui": NoOptions,
+    "external": NoOptions,
+}
+"""Engine → the model of its options; also the list of engines."""

@@ -1,0 +1,140 @@
+"""An engine bound to a configured slot: what the slot's actor works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from slotd.config import SlotConfig
+from slotd.engine import command, llama_cpp
+from slotd.engine.attach import AttachLauncher
+from slotd.engine.base import Abilities, Readiness
+from slotd.engine.probe import await_ready
+from slotd.errors import RequestInvalid, SpawnFailed
+from slotd.model.progress import Progress
+from slotd.model.source import ModelRef
+from slotd.model.store import ModelStore
+from slotd.process.plan import Address, EngineHandle, Launcher, LaunchPlan
+
+__all__ = ["EngineBackend", "external_address", "make_backend"]
+
+
+class EngineBackend:
+    """Implements :class:`slotd.slot.backend.Backend` for the configured engines."""
+
+    def __init__(
+        self,
+        slot: SlotConfig,
+        models: Mapping[str, ModelRef],
+        store: ModelStore,
+        launcher: Launcher,
+        readiness: Readiness,
+        abilities: Abilities,
+        make_plan: Callable[[str, Path | None], LaunchPlan],
+    ) -> None:
+        self._slot = slot
+        self._models = models
+        self._store = store
+        self._make_plan = make_plan
+        self.launcher = launcher
+        self.readiness = readiness
+        self.abilities = abilities
+
+    def _ref(self, model: str) -> ModelRef | None:
+        if not model:
+            return None
+        ref = self._models.get(model)
+        if ref is None:
+            raise RequestInvalid(f"slot {self._slot.name!r}: there is no model {model!r} in the config")
+        return ref
+
+    def present(self, model: str) -> bool:
+        """See :meth:`slotd.slot.backend.Backend.present`."""
+        ref = self._models.get(model)
+        return ref is None or self._store.present(ref) is not None
+
+    def plan(self, model: str) -> LaunchPlan:
+        """See :meth:`slotd.slot.backend.Backend.plan`."""
+        ref = self._ref(model)
+        path = None
+        if ref is not None:
+            path = self._store.present(ref)
+            if path is None:
+                raise SpawnFailed(f"the file of model {model!r} is gone; load the slot again to fetch it")
+        return self._make_plan(model, path)
+
+    async def fetch(self, model: str, progress: Callable[[str, int, int | None], None]) -> Path:
+        """See :meth:`slotd.slot.backend.Backend.fetch`."""
+        ref = self._ref(model)
+        if ref is None:
+            raise RequestInvalid(f"slot {self._slot.name!r} has no model to fetch")
+
+        def report(p: Progress) -> None:
+            progress(p.phase, p.done_bytes, p.total_bytes)
+
+        return await self._store.fetch(ref, report)
+
+    async def await_ready(
+        self,
+        handle: EngineHandle,
+        *,
+        port_opened: Callable[[], None],
+        stranger: Callable[[], None],
+    ) -> tuple[str, ...]:
+        """See :meth:`slotd.slot.backend.Backend.await_ready`."""
+        name = self._slot.model or self._slot.name
+        return await await_ready(handle, self.readiness, name, port_opened=port_opened, stranger=stranger)
+
+
+def external_address(url: str) -> Address:
+    """Host and port of an ``external`` slot's URL."""
+    parts = urlsplit(url)
+    return Address(parts.hostname or "127.0.0.1", parts.port or 80)
+
+
+def make_backend(
+    slot: SlotConfig,
+    models: Mapping[str, ModelRef],
+    store: ModelStore,
+    local: Launcher,
+    resolve: Callable[[str], Path],
+) -> EngineBackend:
+    """The backend of one configured slot; ``local`` starts child processes,
+    ``resolve`` makes paths of the config absolute."""
+    match slot.engine:
+        case "llama-cpp":
+
+            def llama_plan(model: str, path: Path | None) -> LaunchPlan:
+                if path is None:
+                    raise SpawnFailed(f"slot {slot.name!r} needs a model file")
+                return llama_cpp.launch_plan(slot, model, path, resolve)
+
+            return EngineBackend(
+                slot, models, store, local, llama_cpp.readiness, llama_cpp.abilities(slot), llama_plan
+            )
+        case "command":
+
+            def command_plan(model: str, path: Path | None) -> LaunchPlan:
+                return command.launch_plan(slot, model, path)
+
+            return EngineBackend(
+                slot, models, store, local, command.readiness(slot), command.abilities(slot), command_plan
+            )
+        case "external":
+            rules = command.readiness(slot)
+
+            def external_plan(model: str, path: Path | None) -> LaunchPlan:
+                return LaunchPlan(slot=slot.name, argv=("external", slot.url))
+
+            return EngineBackend(
+                slot,
+                {},  # its files are its owner's business
+                store,
+                AttachLauncher(external_address(slot.url)),
+                Readiness(rules.health_path, rules.models_path, own_listener=False),
+                command.abilities(slot),
+                external_plan,
+            )
+        case _:
+            raise RequestInvalid(f"slot {slot.name!r}: engine {slot.engine!r} is not built in")

@@ -1,0 +1,65 @@
+"""The ``command`` engine: any server that can be told its port."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from slotd.config import SlotConfig
+from slotd.engine.base import Abilities, Readiness
+from slotd.errors import SpawnFailed
+from slotd.process.plan import LaunchPlan
+
+__all__ = ["abilities", "fill", "launch_plan", "readiness"]
+
+_LISTS_MODELS = frozenset({"llm", "embedding", "reranking"})
+
+
+def readiness(slot: SlotConfig) -> Readiness:
+    """From the slot's own rules; servers of text models are expected to list theirs."""
+    wants_models = slot.ready_models
+    if wants_models is None:
+        wants_models = slot.type in _LISTS_MODELS
+    return Readiness(
+        health_path=slot.health_path or "/health", models_path="/v1/models" if wants_models else ""
+    )
+
+
+def abilities(slot: SlotConfig) -> Abilities:
+    return Abilities(nonstream_cancel=slot.nonstream_cancel or "close", model_name=slot.model_name)
+
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Fill in ``{name}`` placeholders; other braces (JSON, say) stay as they are.
+
+    ``{host}`` and ``{port}`` are left to the launcher. Raises
+    :class:`SpawnFailed` for a name that nobody knows.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in ("host", "port"):
+            return match.group(0)
+        if name not in values:
+            known = ", ".join("{" + k + "}" for k in (*values, "host", "port"))
+            raise SpawnFailed(f"the command has an unknown placeholder {{{name}}}; known are {known}")
+        return values[name]
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+def launch_plan(slot: SlotConfig, model: str, model_path: Path | None) -> LaunchPlan:
+    """The configured command with ``{model}`` and ``{model_path}`` filled in."""
+    values = {"model": model, "slot": slot.name}
+    if model_path is not None:
+        values["model_path"] = str(model_path)
+    return LaunchPlan(
+        slot=slot.name,
+        argv=tuple(fill(text, values) for text in slot.command),
+        env={key: fill(text, values) for key, text in slot.env.items()},
+        cwd=slot.cwd or None,
+    )

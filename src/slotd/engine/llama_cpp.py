@@ -1,0 +1,88 @@
+"""The ``llama-cpp`` engine: ``llama-server``, or the same server inside a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from slotd.config import LlamaCppOptions, SlotConfig
+from slotd.engine.base import Abilities, Readiness
+from slotd.errors import SpawnFailed
+from slotd.process.plan import LaunchPlan
+
+__all__ = ["abilities", "launch_plan", "program", "readiness"]
+
+readiness = Readiness(health_path="/health", models_path="/v1/models")
+
+
+def abilities(slot: SlotConfig) -> Abilities:
+    # Chat and completions: closing a stream stops it at once, closing a
+    # non-streaming request does not. Embeddings and reranking have no stream.
+    natural: Literal["assemble", "none"] = "assemble" if slot.type == "llm" else "none"
+    return Abilities(nonstream_cancel=slot.nonstream_cancel or natural, model_name=slot.model_name)
+
+
+def program() -> tuple[str, ...]:
+    """How to run llama.cpp's server here. Raises :class:`SpawnFailed` if there is no way."""
+    found = shutil.which("llama-server")
+    if found:
+        return (found,)
+    if importlib.util.find_spec("xllamacpp") is not None:
+        return (sys.executable, "-m", "slotd.engine.llama_worker")
+    raise SpawnFailed("the llama-cpp engine needs llama-server in PATH, or: pip install 'slotd[llama-cpp]'")
+
+
+def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callable[[str], Path]) -> LaunchPlan:
+    """The command line, in flags that ``llama-server`` and the worker share.
+
+    The alias makes answers and ``/v1/models`` show the configured model's name
+    instead of a file's path. ``resolve`` makes the config's paths absolute.
+    """
+    options = slot.options
+    if not isinstance(options, LlamaCppOptions):
+        options = LlamaCppOptions()
+    argv: list[str] = [
+        *program(),
+        *("--model", str(model_path), "--alias", model),
+        *("--host", "{host}", "--port", "{port}"),
+        *("--ctx-size", str(options.ctx_size)),
+        *("--parallel", str(options.parallel or slot.max_parallel)),
+        *("--n-gpu-layers", str(options.gpu_layers)) * (options.gpu_layers >= 0),
+        *("--threads-http", str(options.http_threads)),
+        *("--cache-ram", str(options.cache_ram_mib)),
+        "--slots",
+        "--metrics",
+        "--jinja" if options.jinja else "--no-jinja",
+    ]
+    for flag, number in (
+        ("--threads", options.threads),
+        ("--batch-size", options.batch_size),
+        ("--ubatch-size", options.ubatch_size),
+    ):
+        if number:
+            argv += [flag, str(number)]
+    pooling = options.pooling
+    if slot.type == "embedding":
+        argv += ["--embeddings"]
+    elif slot.type == "reranking":
+        argv += ["--embeddings", "--reranking"]
+        pooling = pooling or "rank"
+    if pooling:
+        argv += ["--pooling", pooling]
+    argv += ["--flash-attn", options.flash_attn]
+    if options.mmproj:
+        argv += ["--mmproj", str(resolve(options.mmproj))]
+    for adapter in options.lora:
+        argv += ["--lora", str(resolve(adapter))]
+    if options.chat_template:
+        inline = "{%" in options.chat_template or "{{" in options.chat_template
+        if inline:
+            argv += ["--chat-template", options.chat_template]
+        else:
+            argv += ["--chat-template-file", str(resolve(options.chat_template))]
+    argv += options.extra_args
+    return LaunchPlan(slot=slot.name, argv=tuple(argv), env=dict(slot.env), cwd=slot.cwd or None)

@@ -1,0 +1,108 @@
+"""Watching an engine from its first breath until it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import trio
+
+from slotd.engine.base import Readiness
+from slotd.process.plan import EngineHandle
+from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+
+__all__ = ["await_ready"]
+
+FIRST_DELAY_S = 0.01
+MAX_DELAY_S = 0.1
+"""A probe costs a fraction of a millisecond; waiting longer only delays the first token."""
+
+ANSWER_TIMEOUT_S = 5.0
+MAX_BODY = 1 << 20
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_Model] = []
+
+
+_models = msgspec.json.Decoder(_ModelList)
+
+
+async def await_ready(
+    handle: EngineHandle,
+    readiness: Readiness,
+    configured_model: str,
+    *,
+    port_opened: Callable[[], None],
+    stranger: Callable[[], None],
+) -> tuple[str, ...]:
+    """Probe until the engine is ready, and return the names of the models it lists.
+
+    Ready means: health is 200, a model is listed, and the listener belongs to
+    the engine itself. Nothing else promotes; a time-out never does. Calls
+    ``port_opened`` once, when our own listener answers, and ``stranger`` when
+    somebody else holds the port, after which the caller is expected to give
+    up. Runs until cancelled; the deadline is the caller's.
+
+    The probe has a connection of its own, outside the engine's users' pool.
+    """
+    http = Http1Pool(handle.address.host, handle.address.port, max_idle=1)
+    delay = FIRST_DELAY_S
+    opened = False
+    try:
+        while True:
+            answer = await _get(http, readiness.health_path)
+            if answer is not None:
+                if readiness.own_listener and not handle.owns_listener():
+                    if handle.stranger_listens():
+                        stranger()
+                else:
+                    if not opened:
+                        opened = True
+                        port_opened()
+                    if answer[0] == 200:
+                        models = await _listed(http, readiness, configured_model)
+                        if models:
+                            return models
+            elif readiness.own_listener and handle.stranger_listens():
+                stranger()
+            await trio.sleep(delay)
+            delay = min(delay * 1.3, MAX_DELAY_S)
+    finally:
+        http.close()
+
+
+async def _listed(http: Http1Pool, readiness: Readiness, configured_model: str) -> tuple[str, ...]:
+    if not readiness.models_path:
+        return (configured_model,) if configured_model else ("default",)
+    answer = await _get(http, readiness.models_path)
+    if answer is None or answer[0] != 200:
+        return ()
+    try:
+        return tuple(m.id for m in _models.decode(answer[1]).data)
+    except msgspec.DecodeError:
+        return ()
+
+
+async def _get(http: Http1Pool, path: str) -> tuple[int, bytes] | None:
+    """Status and body, or None if there was no HTTP answer in time."""
+    with trio.move_on_after(ANSWER_TIMEOUT_S):
+        try:
+            response = await http.request(b"GET", path.encode(), [], b"")
+        except (ConnectFailed, UpstreamBroken, BadResponse):
+            return None
+        try:
+            body = bytearray()
+            while len(body) <= MAX_BODY and (data := await response.receive_some()):
+                body += data
+        except (UpstreamBroken, BadResponse):
+            return None
+        else:
+            return response.status, bytes(body)
+        finally:
+            response.abort()
+    return None

@@ -1,0 +1,327 @@
+"""Every error that slotd shows to a user, named by its condition.
+
+One class per row of the error table: ``code`` is the stable name that clients
+match on, ``status`` the HTTP status, ``type`` the OpenAI error type. The
+message says what happened and what to do about it; ``details`` carries the
+machine-readable part. Errors that only ever travel inside slotd (a broken
+upstream connection, a closed mailbox) live beside the code that raises them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+__all__ = [
+    "ActorGone",
+    "AuthForbidden",
+    "AuthRequired",
+    "CapabilityMismatch",
+    "ConfigInvalid",
+    "EngineLost",
+    "GpuExclusive",
+    "IllegalTransition",
+    "InvalidJson",
+    "ModelMissing",
+    "NoRouteFound",
+    "OutOfMemory",
+    "OutputSanityFailed",
+    "RegistryBroken",
+    "RequestCancelled",
+    "RequestInvalid",
+    "RequestNotFound",
+    "RequestTooLarge",
+    "RouteStale",
+    "ServerStopping",
+    "SlotCrashLooping",
+    "SlotLoadFailed",
+    "SlotLoading",
+    "SlotNotFound",
+    "SlotPinned",
+    "SlotQueueFull",
+    "SlotQueueTimeout",
+    "SlotStopped",
+    "SlotdError",
+    "SpawnFailed",
+    "StreamStalled",
+    "UnknownUpstream",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
+]
+
+
+class SlotdError(Exception):
+    """Base of the typed errors.
+
+    ``retry_after_s`` is set when trying again later may help; the gateway
+    sends it as ``Retry-After`` (whole seconds, rounded up).
+    """
+
+    code: ClassVar[str] = "internal.error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.details: dict[str, Any] = dict(details or {})
+        self.retry_after_s = retry_after_s
+
+
+# --- request -----------------------------------------------------------------
+
+
+class RequestInvalid(SlotdError):
+    """The request is well-formed JSON but cannot be served as it stands."""
+
+    code = "request.invalid"
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidJson(RequestInvalid):
+    code = "request.invalid_json"
+
+
+class ModelMissing(RequestInvalid):
+    """No model was named and no default exists for the endpoint."""
+
+    code = "request.model_missing"
+
+
+class RequestTooLarge(RequestInvalid):
+    code = "request.too_large"
+    status = 413
+
+
+class RequestNotFound(SlotdError):
+    """No live request has this id (management surface)."""
+
+    code = "request.not_found"
+    status = 404
+    type = "invalid_request_error"
+
+
+class RequestCancelled(SlotdError):
+    """An operator cancelled the request through the management surface."""
+
+    code = "request.cancelled"
+    status = 499
+
+
+class AuthRequired(SlotdError):
+    code = "auth.required"
+    status = 401
+    type = "authentication_error"
+
+
+class AuthForbidden(SlotdError):
+    code = "auth.forbidden"
+    status = 403
+    type = "permission_error"
+
+
+# --- dispatch ----------------------------------------------------------------
+
+
+class NoRouteFound(SlotdError):
+    """All three tiers missed. ``details``: ``close`` names and ``tiers`` tried."""
+
+    code = "dispatch.no_route"
+    status = 404
+    type = "invalid_request_error"
+
+
+class UnknownUpstream(SlotdError):
+    """A binding names a target that does not exist."""
+
+    code = "dispatch.unknown_upstream"
+    status = 400
+    type = "invalid_request_error"
+
+
+class CapabilityMismatch(SlotdError):
+    """The model's slot is of a type that does not serve this endpoint."""
+
+    code = "dispatch.capability_mismatch"
+    status = 409
+    type = "invalid_request_error"
+
+
+class RegistryBroken(SlotdError):
+    """The dispatcher cannot read its own table: an error, never a miss."""
+
+    code = "dispatch.registry_broken"
+    status = 503
+
+
+class RouteStale(SlotdError):
+    """The slot was swapped to another model after the route was found.
+
+    The exchange resolves again; a client sees this only if that keeps happening.
+    """
+
+    code = "dispatch.route_stale"
+    status = 503
+
+
+class UpstreamUnavailable(SlotdError):
+    code = "dispatch.upstream_unavailable"
+    status = 502
+
+
+class UpstreamTimeout(SlotdError):
+    code = "dispatch.upstream_timeout"
+    status = 504
+
+
+# --- slot --------------------------------------------------------------------
+
+
+class SlotNotFound(SlotdError):
+    code = "slot.not_found"
+    status = 404
+    type = "invalid_request_error"
+
+
+class IllegalTransition(SlotdError):
+    """The slot cannot do this from the state it is in."""
+
+    code = "slot.illegal_transition"
+    status = 409
+    type = "invalid_request_error"
+
+
+class SlotPinned(SlotdError):
+    code = "slot.pinned"
+    status = 409
+    type = "invalid_request_error"
+
+
+class SlotQueueFull(SlotdError):
+    code = "slot.queue_full"
+    status = 429
+    type = "rate_limit_error"
+
+
+class SlotQueueTimeout(SlotdError):
+    code = "slot.queue_timeout"
+    status = 504
+
+
+class SlotLoading(SlotdError):
+    """The slot is not ready and the caller asked not to wait."""
+
+    code = "slot.loading"
+    status = 503
+
+
+class SlotStopped(SlotdError):
+    """An operator unloaded the slot while the request waited for it."""
+
+    code = "slot.stopped"
+    status = 503
+
+
+class SlotCrashLooping(SlotdError):
+    code = "slot.crash_looping"
+    status = 503
+
+
+class SlotLoadFailed(SlotdError):
+    """The load ended in a failure that trying again will not mend.
+
+    ``details``: ``reason``, ``exit`` (status, if a process ended) and ``log``
+    (the engine's last lines).
+    """
+
+    code = "slot.load_failed"
+    status = 502
+
+
+class SpawnFailed(SlotdError):
+    """The operating system refused to start the engine's program."""
+
+    code = "slot.spawn_failed"
+    status = 500
+
+
+class OutputSanityFailed(SlotdError):
+    code = "slot.output_sanity_failed"
+    status = 500
+
+
+class OutOfMemory(SlotdError):
+    code = "slot.out_of_memory"
+    status = 507
+
+
+class EngineLost(SlotdError):
+    """The engine went away while it served this request.
+
+    ``details``: ``reason``, ``exit`` and ``log`` where they are known.
+    """
+
+    code = "slot.engine_lost"
+    status = 502
+
+
+class StreamStalled(SlotdError):
+    """The answer stopped coming for longer than the configured limit."""
+
+    code = "slot.stalled"
+    status = 504
+
+
+class GpuExclusive(SlotdError):
+    code = "gpu.exclusive"
+    status = 503
+
+
+# --- slotd itself ------------------------------------------------------------
+
+
+class ActorGone(SlotdError):
+    """The actor that should have answered has crashed or stopped.
+
+    Raised to every asker whose question was open. The supervisor restarts the
+    actor, so asking again a moment later is right.
+    """
+
+    code = "internal.actor_gone"
+    status = 503
+
+    def __init__(self, actor: str, message: str | None = None) -> None:
+        super().__init__(
+            message or f"slotd's {actor!r} actor stopped before it could answer; try again in a moment",
+            details={"actor": actor},
+            retry_after_s=1.0,
+        )
+        self.actor = actor
+
+
+class ServerStopping(SlotdError):
+    code = "server.stopping"
+    status = 503
+
+
+class ConfigInvalid(SlotdError):
+    """The configuration cannot be used. ``problems`` lists every fault found."""
+
+    code = "config.invalid"
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        lines = "\n".join(f"  {p}" for p in problems)
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        super().__init__(f"{source}: {count}\n{lines}", details={"problems": problems})
+        self.problems = problems

@@ -1,0 +1,194 @@
+"""Publish to many readers, each at its own pace, without ever waiting for one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import trio
+
+from slotd.events.types import Event, Gap
+
+__all__ = ["EventBus", "Subscription"]
+
+Match = Callable[[Event], bool]
+
+
+class EventBus:
+    """What happened, numbered, the newest ``buffer`` events kept for latecomers.
+
+    For one trio thread: any actor in it publishes, any task in it subscribes.
+    ``clock`` gives the wall time that events are stamped with.
+    """
+
+    def __init__(self, buffer: int, *, clock: Callable[[], float] = time.time) -> None:
+        if buffer < 1:
+            raise ValueError("an event bus needs room for an event")
+        self._ring: deque[Event] = deque(maxlen=buffer)
+        self._clock = clock
+        self._last_seq = 0
+        self._closed = False
+        self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the newest event; 0 before the first."""
+        return self._last_seq
+
+    def publish(self, kind: str, data: Mapping[str, Any], *, slot: str | None = None) -> Event:
+        """Tell everyone. Synchronous; no reader can delay it or make it fail.
+
+        ``data`` is copied (not deeply: its values are the caller's to leave
+        alone). After :meth:`close` the event is still numbered and kept, so
+        that actors may report their own end, but no reader is left to see it.
+        """
+        self._last_seq += 1
+        event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(dict(data)))
+        self._ring.append(event)
+        for subscription in tuple(self._subscriptions):
+            subscription._offer(event)
+        return event
+
+    def subscribe(
+        self, *, after: int | None = None, max_buffered: int = 256, match: Match | None = None
+    ) -> Subscription:
+        """Read events from now on, or those after number ``after``, as far as they are kept.
+
+        It counts from this call. What the ring still holds after ``after`` is
+        replayed whole; what it no longer holds is announced by a :class:`Gap`.
+        A number that this run has not given out comes from an earlier run, of
+        which nothing is left: it counts as 0.
+
+        A reader that falls more than ``max_buffered`` events behind loses the
+        oldest and gets a :class:`Gap` in their place. ``match`` selects what is
+        read, and only that takes room; it must be quick and pure. What left
+        the ring before this call can no longer be matched and is counted whole.
+        """
+        if max_buffered < 1:
+            raise ValueError("a subscription needs room for an event")
+        replay: list[Event] = []
+        missed = 0
+        if after is not None:
+            seen = after if 0 <= after <= self._last_seq else 0
+            oldest = self._last_seq - len(self._ring) + 1
+            missed = max(0, oldest - seen - 1)
+            replay = [e for e in self._ring if e.seq > seen and (match is None or match(e))]
+        subscription = Subscription(self, replay, missed, max_buffered, match)
+        if self._closed:
+            subscription._end()
+        else:
+            self._subscriptions[subscription] = None
+        return subscription
+
+    def close(self) -> None:
+        """End every subscription after what it has buffered. Synchronous, idempotent."""
+        self._closed = True
+        for subscription in tuple(self._subscriptions):
+            subscription._end()
+
+
+class Subscription:
+    """An async iterator of :class:`Event` and :class:`Gap`; see :meth:`EventBus.subscribe`.
+
+    Events come in the order of their numbers, and every hole in what was
+    selected is announced, before the event that follows it. For one reading
+    task at a time (another gets ``trio.BusyResourceError``). Cancelling the
+    wait loses nothing. A context manager that closes; whoever subscribes
+    closes.
+    """
+
+    def __init__(
+        self, bus: EventBus, replay: list[Event], missed: int, max_buffered: int, match: Match | None
+    ) -> None:
+        self._bus = bus
+        self._buffer = deque(replay)
+        # The ring bounds a replay: to drop what it still holds would be waste.
+        self._room = max(max_buffered, len(replay))
+        self._missed = missed
+        self._match = match
+        self._ended = False
+        self._error: Exception | None = None
+        self._waiting: trio.Event | None = None
+
+    def close(self) -> None:
+        """End the iteration now and drop what is buffered. Synchronous, idempotent."""
+        self._buffer.clear()
+        self._missed = 0
+        self._error = None
+        self._end()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event | Gap:
+        """The next event, or the hole before it.
+
+        Ends when the subscription or the bus is closed; raises what ``match``
+        raised, after the events before that. Always a checkpoint.
+        """
+        # Before anything is taken, so that cancellation finds it all in place;
+        # from _take to return there is no other.
+        await trio.lowlevel.checkpoint()
+        while True:
+            item = self._take()
+            if item is not None:
+                return item
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            await self._wait()
+
+    def _take(self) -> Event | Gap | None:
+        if self._missed:
+            # With nothing buffered, nothing published so far is still to come.
+            following = self._buffer[0].seq if self._buffer else self._bus.last_seq + 1
+            gap, self._missed = Gap(self._missed, following), 0
+            return gap
+        return self._buffer.popleft() if self._buffer else None
+
+    async def _wait(self) -> None:
+        if self._waiting is not None:
+            raise trio.BusyResourceError("another task is reading this subscription")
+        self._waiting = trio.Event()
+        try:
+            await self._waiting.wait()
+        finally:
+            self._waiting = None
+
+    def _offer(self, event: Event) -> None:
+        try:
+            if self._match is not None and not self._match(event):
+                return
+        except Exception as exc:
+            # A reader's mistake is the reader's: the publisher is an actor
+            # that would crash of it.
+            self._error = exc
+            self._end()
+            return
+        self._buffer.append(event)
+        if len(self._buffer) > self._room:
+            self._buffer.popleft()
+            self._missed += 1
+        self._wake()
+
+    def _end(self) -> None:
+        """Nothing more will come; what is buffered may still be read."""
+        self._ended = True
+        self._bus._subscriptions.pop(self, None)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.set()

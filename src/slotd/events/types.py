@@ -1,0 +1,99 @@
+"""What travels on the bus: events, gaps, and the kinds of events there are.
+
+The kinds are part of the public surface (``GET /api/events``, ``slotd
+events``): a kind keeps its name and its fields; readers ignore kinds and
+fields that they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "ACTOR_CRASHED",
+    "CONFIG_RELOADED",
+    "REQUEST_FINISHED",
+    "SERVER_STARTED",
+    "SERVER_STOPPING",
+    "SLOT_FAULT",
+    "SLOT_LOADED",
+    "SLOT_PULL_PROGRESS",
+    "SLOT_STOPPED",
+    "SLOT_TRANSITION",
+    "UPSTREAM_STATUS",
+    "Event",
+    "Gap",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. ``data`` is read-only.
+
+    ``seq`` numbers the events of one run of slotd from 1, without holes.
+    ``time`` is seconds since the epoch on the wall clock, for people: it may
+    step back, ``seq`` does not. ``slot`` is the slot concerned, if it is one.
+    """
+
+    seq: int
+    time: float
+    kind: str
+    slot: str | None
+    data: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A hole in what a reader gets: ``missed`` events before ``next_seq`` are lost to it.
+
+    The reader resumes at ``next_seq``: nothing older will come any more.
+    """
+
+    missed: int
+    next_seq: int
+
+
+# --- slots -------------------------------------------------------------------
+
+SLOT_TRANSITION = "slot.transition"
+"""A slot changed its state: ``from``, ``to``, ``why``, ``generation``, ``t`` (trio's clock, s)."""
+
+SLOT_FAULT = "slot.fault"
+"""A slot is in error, or something about it needs a person: ``reason``,
+``message``, ``exit``, ``log`` (last lines), ``generation``."""
+
+SLOT_LOADED = "slot.loaded"
+"""A load ended well: ``generation``, ``model``, ``load_s``."""
+
+SLOT_PULL_PROGRESS = "slot.pull_progress"
+"""Files are coming: ``phase``, ``done`` and ``total`` (bytes; None if unknown). Thinned out."""
+
+SLOT_STOPPED = "slot.stopped"
+"""An engine's end is complete: ``generation`` and the stop's ``report``."""
+
+# --- actors ------------------------------------------------------------------
+
+ACTOR_CRASHED = "actor.crashed"
+"""One of slotd's own actors failed, which is a bug: ``error``, ``restart_in_s``
+(None: it is not restarted)."""
+
+# --- requests and routes -----------------------------------------------------
+
+REQUEST_FINISHED = "request.finished"
+"""A request is over: its decision record."""
+
+UPSTREAM_STATUS = "upstream.status"
+"""An upstream's catalog or reachability changed: ``upstream``, ``status``, ``models``, ``error``."""
+
+# --- the server --------------------------------------------------------------
+
+CONFIG_RELOADED = "config.reloaded"
+"""A new config is in force: the ``diff`` to the old one."""
+
+SERVER_STARTED = "server.started"
+"""``/v1`` answers: ``version``, ``url``."""
+
+SERVER_STOPPING = "server.stopping"
+"""A graceful stop has begun."""

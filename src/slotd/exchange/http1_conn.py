@@ -1,0 +1,185 @@
+"""One TCP connection to an engine: bytes out, bytes in, nothing of HTTP.
+
+Built on plain non-blocking sockets and :func:`trio.lowlevel.wait_readable`,
+not on :class:`trio.SocketStream`: the relay path pays for every layer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import trio
+
+__all__ = ["Connection", "SocketAddress"]
+
+SocketAddress = tuple[socket.AddressFamily, Any]
+"""An address family and an address of it, as :func:`socket.getaddrinfo` gives them."""
+
+
+class _Ready(Protocol):
+    async def __call__(self, sock: socket.socket, /) -> None: ...
+
+
+class Connection:
+    """A connection from before it is opened until it is closed; owned by one task at a time.
+
+    :meth:`close` is synchronous and may come from any task: whoever waits in
+    :meth:`open` or :meth:`receive` then gets :class:`trio.ClosedResourceError`
+    at once. Cancelling those leaves the connection in an unknown state: close it.
+    """
+
+    __slots__ = ("_send_error", "_sock", "_unsent", "closed", "idle_since")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.idle_since = 0.0
+        """When it was last put aside for reuse (trio clock); kept by the pool."""
+        self._sock: socket.socket | None = None
+        self._unsent: list[memoryview] = []
+        self._send_error: OSError | None = None
+
+    async def open(self, addresses: Iterable[SocketAddress]) -> None:
+        """Connect to the first address that accepts.
+
+        Raises the last address's :class:`OSError` if none does, and
+        :class:`trio.ClosedResourceError` if it was closed meanwhile.
+        """
+        failure: OSError = OSError(errno.EADDRNOTAVAIL, "no address to connect to")
+        for family, address in addresses:
+            if self.closed:
+                raise trio.ClosedResourceError
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                await _connect(sock, address)
+            except OSError as exc:
+                failure = exc
+                sock.close()
+            else:
+                return
+        raise failure
+
+    def close(self) -> None:
+        """Close the socket now and wake whoever waits on it. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._unsent.clear()
+        sock = self._sock
+        if sock is not None and sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(sock)
+            sock.close()
+
+    @property
+    def send_error(self) -> OSError | None:
+        """Why the rest of the request could not be sent, if it could not."""
+        return self._send_error
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether everything given to :meth:`start_send` has gone out."""
+        return not self._unsent and self._send_error is None
+
+    def is_quiet(self) -> bool:
+        """Whether the idle peer has neither closed nor sent anything. Cheap: one system call."""
+        try:
+            self._socket().recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def start_send(self, buffers: Sequence[bytes]) -> None:
+        """Send what the kernel takes now; :meth:`receive` sends the rest as it can.
+
+        Never raises for a broken connection: the peer may have answered before
+        it stopped listening, so the failure is kept in :attr:`send_error` and
+        the answer, or its absence, is found by :meth:`receive`.
+        """
+        self._unsent = [memoryview(data) for data in buffers]
+        self._push()
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """Wait until something has arrived and return it; ``b""`` if the peer closed its side.
+
+        Goes on sending meanwhile, so that two sides with full buffers never
+        wait for each other. Always waits for the event loop once. Raises
+        :class:`OSError` if the connection broke and
+        :class:`trio.ClosedResourceError` if it was closed on this side.
+        """
+        while True:
+            if self.closed:
+                raise trio.ClosedResourceError
+            sock = self._socket()
+            if self._unsent:
+                await _wait_either(sock)
+                if self.closed:
+                    raise trio.ClosedResourceError
+                self._push()
+            else:
+                await trio.lowlevel.wait_readable(sock)
+            with suppress(BlockingIOError):
+                return sock.recv(max_bytes)
+
+    def _socket(self) -> socket.socket:
+        if self._sock is None:
+            raise RuntimeError("the connection has not been opened")
+        return self._sock
+
+    def _push(self) -> None:
+        # One system call, then back to the event loop: a fast reader must not
+        # keep everyone else waiting through 64 MB.
+        unsent = self._unsent
+        try:
+            sent = self._socket().sendmsg(unsent)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._send_error = exc
+            unsent.clear()
+            return
+        while unsent and sent >= len(unsent[0]):
+            sent -= len(unsent.pop(0))
+        if sent:
+            unsent[0] = unsent[0][sent:]
+
+
+async def _connect(sock: socket.socket, address: Any) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        await trio.lowlevel.wait_writable(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+    if is_self_connected(sock):
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def is_self_connected(sock: socket.socket) -> bool:
+    """Whether a TCP socket has connected to itself.
+
+    The kernel may pick as local port the very port that is asked for, if
+    nobody listens there: a loopback connect to a dead engine then succeeds.
+    """
+    return bool(sock.getsockname() == sock.getpeername())
+
+
+async def _wait_either(sock: socket.socket) -> None:
+    """Until the socket is readable, writable or closed on this side."""
+
+    async def wait(ready: _Ready) -> None:
+        # Closed on this side: the caller looks, an exception group tells no more.
+        with suppress(trio.ClosedResourceError):
+            await ready(sock)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, trio.lowlevel.wait_writable)
+        await wait(trio.lowlevel.wait_readable)

@@ -1,0 +1,155 @@
+"""One decision record per request: what was asked, decided, done, and how long it took."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+__all__ = ["RecordBook", "RequestRecord", "UsageTail"]
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """A request's record, filled as it goes along; only its exchange writes to it.
+
+    Times ending in ``_s`` are seconds; ``began`` is on trio's clock,
+    ``began_unix`` on the wall. ``outcome`` is ``live`` until the end, then
+    ``ok``, ``error`` or ``client_gone``.
+    """
+
+    id: str
+    path: str
+    client: str
+    began: float
+    began_unix: float
+    model: str | None = None
+    stream: bool = False
+    tier: int | None = None
+    rule: str = ""
+    target: str = ""
+    target_model: str = ""
+    cache: str = ""
+    phase: str = "resolving"
+    generation: int | None = None
+    resolve_s: float | None = None
+    wait_s: float | None = None
+    first_byte_s: float | None = None
+    total_s: float | None = None
+    status: int | None = None
+    outcome: str = "live"
+    error: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    replays: int = 0
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope, repr=False)
+
+    def elapsed(self) -> float:
+        return trio.current_time() - self.began
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the management surface; a live one shows the time so far."""
+        return {
+            "id": self.id,
+            "time": self.began_unix,
+            "path": self.path,
+            "client": self.client,
+            "model": self.model,
+            "stream": self.stream,
+            "tier": self.tier,
+            "rule": self.rule,
+            "target": self.target,
+            "target_model": self.target_model,
+            "cache": self.cache,
+            "generation": self.generation,
+            "phase": self.phase,
+            "resolve_s": self.resolve_s,
+            "wait_s": self.wait_s,
+            "first_byte_s": self.first_byte_s,
+            "total_s": self.total_s if self.total_s is not None else self.elapsed(),
+            "status": self.status,
+            "outcome": self.outcome,
+            "error": self.error,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "replays": self.replays,
+        }
+
+
+class RecordBook:
+    """Live requests and the last ``keep`` finished ones.
+
+    ``on_finish`` is called with each record as it ends, in the exchange's
+    task; it must not block.
+    """
+
+    def __init__(self, keep: int, on_finish: Callable[[RequestRecord], None]) -> None:
+        self._live: dict[str, RequestRecord] = {}
+        self._recent: deque[RequestRecord] = deque(maxlen=keep)
+        self._on_finish = on_finish
+
+    def open(self, record: RequestRecord) -> None:
+        self._live[record.id] = record
+
+    def close(self, record: RequestRecord) -> None:
+        """The request has ended. Idempotent."""
+        if self._live.pop(record.id, None) is not None:
+            record.total_s = record.elapsed()
+            record.phase = "done"
+            self._recent.append(record)
+            self._on_finish(record)
+
+    def live(self) -> tuple[RequestRecord, ...]:
+        return tuple(self._live.values())
+
+    def recent(self) -> tuple[RequestRecord, ...]:
+        """Newest first."""
+        return tuple(reversed(self._recent))
+
+    def find(self, id: str) -> RequestRecord | None:
+        return self._live.get(id) or next((r for r in self._recent if r.id == id), None)
+
+    def cancel(self, id: str) -> bool:
+        """End a live request as an operator's wish. False if it is not live."""
+        record = self._live.get(id)
+        if record is None:
+            return False
+        record.error = "request.cancelled"
+        record.scope.cancel()
+        return True
+
+
+class UsageTail:
+    """Finds token counts at the end of an answer without parsing it.
+
+    Engines put usage into the last event of a stream, or near the end of a
+    document; only that much is kept.
+    """
+
+    _KEEP = 4096
+    _IN = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
+    _OUT = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d+)')
+
+    __slots__ = ("_tail",)
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        if len(data) >= self._KEEP:
+            self._tail = data[-self._KEEP :]
+        else:
+            self._tail = self._tail[len(data) - self._KEEP :] + data
+
+    def read(self) -> tuple[int | None, int | None]:
+        """Input and output tokens, as far as the answer tells."""
+        found_in, found_out = self._IN.findall(self._tail), self._OUT.findall(self._tail)
+        return (int(found_in[-1]) if found_in else None, int(found_out[-1]) if found_out else None)

@@ -1,0 +1,63 @@
+"""Typed errors as clients expect to read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from slotd.errors import SlotdError
+
+__all__ = ["envelope", "error_response", "sse_error"]
+
+Dialect = Literal["openai", "anthropic"]
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def envelope(error: SlotdError, dialect: Dialect = "openai") -> dict[str, Any]:
+    """The error's JSON document in the dialect of the endpoint."""
+    if dialect == "anthropic":
+        inner = {
+            "type": _ANTHROPIC_TYPES.get(error.status, "api_error"),
+            "message": error.message,
+            "code": error.code,
+            "details": error.details,
+        }
+        return {"type": "error", "error": inner}
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+            "details": error.details,
+        }
+    }
+
+
+def error_response(
+    error: SlotdError, dialect: Dialect = "openai"
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of an error that comes before anything else."""
+    body = msgspec.json.encode(envelope(error, dialect), enc_hook=str)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.retry_after_s is not None:
+        seconds = max(1, math.ceil(error.retry_after_s))
+        headers.append((b"retry-after", str(seconds).encode()))
+    return error.status, headers, body
+
+
+def sse_error(error: SlotdError, dialect: Dialect = "openai") -> bytes:
+    """The error as the last event of a stream, in the shape that the official clients raise on."""
+    body = msgspec.json.encode(envelope(error, dialect), enc_hook=str)
+    return b"event: error\ndata: " + body + b"\n\n"

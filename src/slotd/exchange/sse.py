@@ -1,0 +1,110 @@
+"""Server-sent events, read incrementally: bytes in, events out.
+
+The grammar is the one browsers use (WHATWG HTML, "parsing an event stream"):
+lines end in LF, CRLF or CR, a blank line dispatches the event, ``data`` lines
+join with LF, one space after the colon is dropped, lines that start with a
+colon are comments. Events without data are not dispatched, and what an
+unfinished event had when the stream ends is dropped, as the grammar says.
+
+``id`` and ``retry`` serve reconnecting clients and are ignored here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Event", "EventParser", "EventTooLarge"]
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class EventTooLarge(Exception):
+    """One event outgrew the parser's bound. The parser must not be fed again."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"an event of the stream is larger than {limit} bytes")
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One dispatched event. ``name`` is empty where the stream gave none."""
+
+    name: str
+    data: bytes
+
+
+class EventParser:
+    """Parses one stream; chunks may be cut at any byte.
+
+    At most ``max_event_bytes`` of an unfinished event are held (its data and
+    the line being read); more raises :class:`EventTooLarge`. Work is linear in
+    the bytes fed, however small the chunks are.
+    """
+
+    __slots__ = ("_data", "_held", "_limit", "_name", "_partial", "_skip_lf", "_started")
+
+    def __init__(self, *, max_event_bytes: int) -> None:
+        self._limit = max_event_bytes
+        self._partial: list[bytes] = []  # pieces of the line being read
+        self._data: list[bytes] = []  # data lines of the event being read
+        self._held = 0
+        self._name = ""
+        self._skip_lf = False  # the last chunk ended in CR: an LF next belongs to it
+        self._started = False  # past the place where a byte order mark may stand
+
+    @property
+    def idle(self) -> bool:
+        """True between events: nothing would be lost if the stream ended here."""
+        return not self._partial and not self._data and not self._name
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events that ``chunk`` completes, in order."""
+        if self._skip_lf and chunk:
+            self._skip_lf = False
+            if chunk.startswith(b"\n"):
+                chunk = chunk[1:]
+        if not chunk:
+            return []
+        events: list[Event] = []
+        for piece in chunk.splitlines(keepends=True):  # on bytes: LF, CRLF and CR only
+            line = piece.rstrip(b"\r\n")
+            if len(line) == len(piece):
+                self._hold(len(piece))
+                self._partial.append(piece)
+                break
+            if self._partial:
+                self._held -= sum(map(len, self._partial))
+                self._partial.append(line)
+                line = b"".join(self._partial)
+                self._partial.clear()
+            if not self._started:
+                self._started = True
+                line = line.removeprefix(_BOM)
+            if line:
+                self._field(line)
+            elif (event := self._dispatch()) is not None:
+                events.append(event)
+        self._skip_lf = chunk.endswith(b"\r")
+        return events
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._hold(len(value) + 1)
+            self._data.append(value)
+        elif name == b"event":
+            if len(value) > self._limit:
+                raise EventTooLarge(self._limit)
+            self._name = value.decode("utf-8", "replace")
+
+    def _dispatch(self) -> Event | None:
+        name, data = self._name, self._data
+        self._name, self._data, self._held = "", [], 0
+        return Event(name, b"\n".join(data)) if data else None
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._limit:
+            raise EventTooLarge(self._limit)

@@ -1,0 +1,300 @@
+"""The Quart application: routes, errors, and nothing that decides."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from slotd.capability.endpoints import ENDPOINTS, Endpoint
+from slotd.errors import NoRouteFound, RequestInvalid, RequestNotFound, RequestTooLarge, SlotdError
+from slotd.events import Event, Gap, Subscription
+from slotd.exchange.inbound import Inbound
+from slotd.exchange.render import envelope, error_response
+from slotd.gateway.auth import check_key
+from slotd.gateway.connection import RequestConnection, relay_response
+from slotd.gateway.services import Services
+from slotd.gateway.views import model_list, slot_view
+from slotd.names import close_names
+from slotd.process.logs import LogGap
+
+__all__ = ["build_app"]
+
+KEEP_ALIVE_S = 15.0
+"""A comment this often on quiet event streams, so that dead readers are noticed."""
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(
+        msgspec.json.encode(document, enc_hook=str), status=status, content_type="application/json"
+    )
+
+
+async def _body() -> bytes:
+    """The request's whole body, within MAX_CONTENT_LENGTH."""
+    return await request.get_data(cache=False, as_text=False, parse_form_data=False)
+
+
+def _error(error: SlotdError, endpoint: Endpoint | None = None) -> Response:
+    status, headers, body = error_response(error, endpoint.dialect if endpoint else "openai")
+    response = Response(body, status=status)
+    response.headers.clear()
+    for key, value in headers:
+        response.headers.add(key.decode(), value.decode())
+    return response
+
+
+def build_app(services: Services) -> QuartTrio:
+    """The web application over ``services``. It holds no state of its own."""
+    server = services.config.server
+    app = QuartTrio("slotd")
+    app.asgi_http_class = RequestConnection
+    # Quart's defaults would cut streams and uploads after a minute; slotd's own
+    # limits apply instead, in the exchange.
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["BODY_TIMEOUT"] = server.idle_timeout_s or None
+    app.config["MAX_CONTENT_LENGTH"] = server.max_body_mb * 1024 * 1024
+    _add_errors(app, services)
+    _add_relay(app, services)
+    _add_models(app, services)
+    _add_management(app, services)
+    _add_streams(app, services)
+    return app
+
+
+def _add_errors(app: QuartTrio, services: Services) -> None:
+    server = services.config.server
+
+    @app.before_request
+    async def authenticate() -> None:
+        if request.path != "/health":
+            check_key(request.headers, services.api_keys)
+
+    @app.errorhandler(SlotdError)
+    async def typed(error: SlotdError) -> Response:
+        return _error(error, ENDPOINTS.get(request.path))
+
+    @app.errorhandler(HTTPException)
+    async def http(error: HTTPException) -> Response:
+        if isinstance(error, RequestEntityTooLarge):
+            too_large = RequestTooLarge(
+                f"the request body is larger than server.max_body_mb = {server.max_body_mb}"
+            )
+            return _error(too_large, ENDPOINTS.get(request.path))
+        invalid = RequestInvalid(f"{request.method} {request.path}: {error.description or error.name}")
+        if error.code == 404:
+            paths = sorted({str(r.rule) for r in app.url_map.iter_rules()})
+            invalid.details["close"] = close_names(request.path, paths)
+        document = envelope(invalid)
+        document["error"]["code"] = {404: "request.no_such_path", 405: "request.method_not_allowed"}.get(
+            error.code or 500, "request.invalid"
+        )
+        return _json(document, error.code or 500)
+
+
+def _add_relay(app: QuartTrio, services: Services) -> None:
+    write_timeout_s = services.config.server.write_timeout_s
+    run = secrets.token_hex(4)
+    count = itertools.count(1)
+
+    async def relay() -> Response:
+        endpoint = ENDPOINTS[request.path]
+        body = await _body()
+        inbound = Inbound(
+            id=f"req-{run}-{next(count)}",
+            method="POST",
+            path=endpoint.path,
+            query=request.query_string,
+            headers=[(k.lower(), v) for k, v in request.scope["headers"]],
+            body=body,
+            endpoint=endpoint,
+            client=request.remote_addr or "",
+            wait=request.headers.get("x-slotd-wait", "1") != "0",
+        )
+        return await relay_response(request.scope, services.exchange, inbound, write_timeout_s)
+
+    for path in ENDPOINTS:
+        app.add_url_rule(path, endpoint=f"relay {path}", view_func=relay, methods=["POST"])
+
+
+def _add_models(app: QuartTrio, services: Services) -> None:
+    def listed() -> list[dict[str, Any]]:
+        return model_list(
+            dict(services.slots.snapshots()), services.dispatcher.listed(), int(services.started_unix)
+        )
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": listed()})
+
+    @app.get("/v1/models/<path:id>")
+    async def model(id: str) -> Response:
+        items = listed()
+        for item in items:
+            if item["id"] == id or id in item.get("aliases", ()) or item.get("slot") == id:
+                return _json(item)
+        raise NoRouteFound(
+            f"no model {id!r} is listed", details={"close": close_names(id, (i["id"] for i in items))}
+        )
+
+
+def _add_management(app: QuartTrio, services: Services) -> None:
+    slots, dispatcher, records = services.slots, services.dispatcher, services.records
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json({"status": "ok", "version": services.version})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        body, content_type = services.metrics.render()
+        return Response(body, content_type=content_type)
+
+    @app.get("/api/slots")
+    async def list_slots() -> Response:
+        return _json({"slots": [slot_view(s) for s in slots.snapshots().values()]})
+
+    @app.get("/api/slots/<name>")
+    async def one_slot(name: str) -> Response:
+        return _json(slot_view(slots.snapshot(name)))
+
+    @app.post("/api/slots/<name>/<verb>")
+    async def command(name: str, verb: str) -> Response:
+        commands = {"load": slots.load, "unload": slots.unload, "restart": slots.restart, "kill": slots.kill}
+        if verb == "swap":
+            model = _swap_model(await _body())
+            if model not in services.config.models:
+                close = close_names(model, services.config.models)
+                raise RequestInvalid(
+                    f"there is no model {model!r} in the config", param="model", details={"close": close}
+                )
+            await slots.swap(name, model)
+        elif verb in commands:
+            await commands[verb](name)
+        else:
+            known = [*commands, "swap"]
+            raise RequestInvalid(f"a slot cannot {verb!r}", details={"known": known})
+        return _json(slot_view(slots.snapshot(name)))
+
+    @app.get("/api/routes")
+    async def routes() -> Response:
+        return _json({"routes": [rule.as_dict() for rule in dispatcher.routes().rows()]})
+
+    @app.get("/api/explain")
+    async def explain() -> Response:
+        model = request.args.get("model") or None
+        path = request.args.get("path", "/v1/chat/completions")
+        return _json((await dispatcher.explain(model, path)).as_dict())
+
+    @app.get("/api/upstreams")
+    async def upstreams() -> Response:
+        return _json({"upstreams": [u.as_dict() for u in dispatcher.upstreams()]})
+
+    @app.get("/api/requests")
+    async def list_requests() -> Response:
+        return _json(
+            {
+                "live": [r.as_dict() for r in records.live()],
+                "recent": [r.as_dict() for r in records.recent()],
+            }
+        )
+
+    @app.get("/api/requests/<id>")
+    async def one_request(id: str) -> Response:
+        record = records.find(id)
+        if record is None:
+            raise RequestNotFound(f"no request {id!r} is live or among the last kept")
+        return _json(record.as_dict())
+
+    @app.delete("/api/requests/<id>")
+    async def cancel_request(id: str) -> Response:
+        if not records.cancel(id):
+            raise RequestNotFound(f"no live request {id!r}")
+        return _json({"cancelled": id})
+
+
+def _swap_model(body: bytes) -> str:
+    class Body(msgspec.Struct):
+        model: str
+
+    try:
+        return msgspec.json.decode(body, type=Body).model
+    except msgspec.DecodeError as exc:
+        raise RequestInvalid(f'swap needs a body like {{"model": "NAME"}}: {exc}', param="model") from exc
+
+
+def _add_streams(app: QuartTrio, services: Services) -> None:
+    @app.get("/api/events")
+    async def events() -> Response:
+        last = request.headers.get("last-event-id") or request.args.get("after")
+        after = int(last) if last is not None and last.isdigit() else None
+
+        async def body() -> AsyncIterator[bytes]:
+            # The subscription is opened here and not in the handler: a
+            # generator that never starts has nothing to close.
+            with services.bus.subscribe(after=after) as subscription:
+                snapshot = {
+                    "slots": [slot_view(s) for s in services.slots.snapshots().values()],
+                    "last_seq": services.bus.last_seq,
+                }
+                yield _sse("snapshot", msgspec.json.encode(snapshot, enc_hook=str), services.bus.last_seq)
+                while (item := await _next_event(subscription)) is not None:
+                    yield item
+
+        return _stream(body(), "text/event-stream")
+
+    @app.get("/api/slots/<name>/logs")
+    async def logs(name: str) -> Response:
+        ring = services.slots.logs(name)
+        if request.args.get("follow", "0") in ("", "0"):
+            lines = int(request.args.get("lines", "1000"))
+            text = "".join(line + "\n" for line in ring.tail(lines))
+            return Response(text, content_type="text/plain; charset=utf-8")
+
+        async def body() -> AsyncIterator[bytes]:
+            with ring.subscribe(max_lines=1000) as lines_of:
+                async for item in lines_of:
+                    if isinstance(item, LogGap):
+                        yield f"... {item.missed} lines missed ...\n".encode()
+                    else:
+                        yield item.encode() + b"\n"
+
+        return _stream(body(), "text/plain; charset=utf-8")
+
+
+def _stream(body: AsyncIterator[bytes], content_type: str) -> Response:
+    response = Response(body, content_type=content_type)
+    response.headers["cache-control"] = "no-store"
+    response.timeout = None
+    return response
+
+
+def _sse(kind: str, data: bytes, seq: int) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, kind.encode(), data)
+
+
+async def _next_event(subscription: Subscription) -> bytes | None:
+    """The next event as SSE, a comment if none comes for a while, None at the end."""
+    item: Event | Gap | None = None
+    with trio.move_on_after(KEEP_ALIVE_S) as scope:
+        try:
+            item = await anext(subscription)
+        except StopAsyncIteration:
+            return None
+    if scope.cancelled_caught:
+        return b": quiet\n\n"
+    match item:
+        case Gap(missed, next_seq):
+            return _sse("gap", msgspec.json.encode({"missed": missed}), next_seq - 1)
+        case Event():
+            data = {"seq": item.seq, "time": item.time, "slot": item.slot, **item.data}
+            return _sse(item.kind, msgspec.json.encode(data, enc_hook=str), item.seq)
+        case _:
+            return None

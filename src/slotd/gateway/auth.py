@@ -1,0 +1,37 @@
+"""API keys: who may use the server."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Protocol
+
+from slotd.errors import AuthForbidden, AuthRequired
+
+__all__ = ["check_key"]
+
+
+class _Headers(Protocol):
+    def get(self, key: str, default: str, /) -> str: ...
+
+
+def check_key(headers: _Headers, keys: frozenset[str]) -> None:
+    """Let a request pass if it carries one of ``keys``; any request if there are none.
+
+    A key is taken from ``Authorization: Bearer`` or ``x-api-key``. Raises
+    :class:`AuthRequired` without a key and :class:`AuthForbidden` with a
+    wrong one.
+    """
+    if not keys:
+        return
+    given = headers.get("x-api-key", "")
+    authorization = headers.get("authorization", "")
+    if not given and authorization[:7].lower() == "bearer ":
+        given = authorization[7:].strip()
+    if not given:
+        raise AuthRequired(
+            "this server needs an API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+        )
+    candidate = given.encode()
+    # Every key is compared, so that the time taken tells nothing.
+    if sum(hmac.compare_digest(candidate, key.encode()) for key in keys) == 0:
+        raise AuthForbidden("this API key is not known here")

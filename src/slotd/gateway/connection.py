@@ -1,0 +1,112 @@
+"""The adapter between quart-trio's request and the exchange.
+
+Shape: the handler starts :func:`pump` in the request's own nursery and gets
+the response head from ``task_status.started``; the pump sends body chunks
+into a zero-buffer channel and the body generator does nothing but receive.
+So the exchange runs in a task that is cancelled the moment the client leaves,
+also in the window between the handler's return and the first chunk, where a
+generator's ``finally`` would never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart import Response
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from slotd.errors import SlotdError
+from slotd.exchange.exchange import Exchange
+from slotd.exchange.inbound import Inbound
+from slotd.exchange.transport import BrokenUpstream
+
+__all__ = ["AnswerCutShort", "RequestConnection", "relay_response"]
+
+_NURSERY = "slotd.request_nursery"
+
+
+class AnswerCutShort(Exception):
+    """A body that is no event stream broke off half-way; the connection must too."""
+
+
+class RequestConnection(TrioASGIHTTPConnection):
+    """A connection that lets its handler start tasks in the request's nursery."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request = self._create_request_from_scope(send)
+        async with trio.open_nursery() as nursery:
+            self.scope["extensions"] = {**(self.scope.get("extensions") or {}), _NURSERY: {_NURSERY: nursery}}
+            nursery.start_soon(self.handle_messages, nursery, request, receive)
+            nursery.start_soon(self.handle_request, nursery, request, send)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+
+class _ChannelOut:
+    """An :class:`slotd.exchange.inbound.Outbound` over a zero-buffer channel."""
+
+    def __init__(
+        self,
+        chunks: trio.MemorySendChannel[bytes],
+        status: trio.TaskStatus[_Head],
+        write_timeout_s: float,
+    ) -> None:
+        self._chunks = chunks
+        self._status = status
+        self._write_timeout_s = write_timeout_s
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._status.started(_Head(status, headers))
+
+    async def send(self, data: bytes) -> None:
+        # The generator takes the next chunk once the last is with the kernel;
+        # a client that reads nothing for so long has gone, whatever TCP says.
+        with trio.fail_after(self._write_timeout_s):
+            await self._chunks.send(data)
+
+
+async def _pump(
+    exchange: Exchange,
+    inbound: Inbound,
+    chunks: trio.MemorySendChannel[bytes],
+    outcome: dict[str, BaseException],
+    write_timeout_s: float,
+    *,
+    task_status: trio.TaskStatus[_Head],
+) -> None:
+    with chunks:
+        try:
+            await exchange.run(inbound, _ChannelOut(chunks, task_status, write_timeout_s))
+        except (SlotdError, BrokenUpstream, trio.TooSlowError, trio.BrokenResourceError) as exc:
+            outcome["error"] = exc
+
+
+async def relay_response(
+    scope: Any, exchange: Exchange, inbound: Inbound, write_timeout_s: float
+) -> Response:
+    """Run the exchange for this request and return a response that streams its answer."""
+    nursery: trio.Nursery = scope["extensions"][_NURSERY][_NURSERY]
+    sender, receiver = trio.open_memory_channel[bytes](0)
+    outcome: dict[str, BaseException] = {}
+    head: _Head = await nursery.start(_pump, exchange, inbound, sender, outcome, write_timeout_s)
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in receiver:
+            yield chunk
+        if "error" in outcome:
+            raise AnswerCutShort(str(outcome["error"])) from outcome["error"]
+
+    response = Response(body(), status=head.status)
+    response.headers.clear()
+    for key, value in head.headers:
+        response.headers.add(key.decode("latin-1"), value.decode("latin-1"))
+    response.timeout = None
+    return response
