@@ -198,7 +198,7 @@ async def test_a_second_actor_on_an_open_mailbox_leaves_the_first_alone(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Clerk(mailbox).run)
         await opened(mailbox)
-        with pytest.raises(RuntimeError, match="open already"):
+        with trio.fail_after(5), pytest.raises(RuntimeError, match="open already"):
             await Clerk(mailbox).run()
         assert await mailbox.ask(lambda r: Echo(1, r)) == 1
         nursery.cancel_scope.cancel()

@@ -112,12 +112,14 @@ async def test_before_the_first_event_there_is_nothing_to_miss() -> None:
             assert await rest(reader) == []
 
 
-async def test_a_replay_is_not_cut_to_the_readers_own_bound() -> None:
+@pytest.mark.parametrize(("live", "expected"), [(0, []), (2, []), (3, [Gap(1, 2)])])
+async def test_a_replay_takes_none_of_the_readers_room(live: int, expected: list[int | Gap]) -> None:
     events = bus(100)
     publish(events, 100)
-    with events.subscribe(after=0, max_buffered=1) as reader:
+    with events.subscribe(after=0, max_buffered=2) as reader:
+        publish(events, live)
         events.close()
-        assert await rest(reader) == [*range(1, 101)]
+        assert await rest(reader) == [*expected, *range(1 + len(expected), 101 + live)]
 
 
 async def test_replay_and_live_events_follow_without_a_seam() -> None:
@@ -148,7 +150,7 @@ async def test_gaps_not_yet_read_become_one() -> None:
     with events.subscribe(after=0, max_buffered=2) as reader:
         publish(events, 4)
         events.close()
-        assert await rest(reader) == [Gap(7, 8), 8, 9]
+        assert await rest(reader) == [Gap(5, 6), 6, 7, 8, 9]
 
 
 async def test_a_slow_reader_does_not_affect_another() -> None:

@@ -130,11 +130,14 @@ async def test_leaving_and_asking_in_one_breath(
     await until(arrived(first))
     server.hold_after = None
     first.scope.cancel()
+    await first.done.wait()  # it has left; its download is still unwinding
+    assert not server.gone.is_set()
     nursery.start_soon(second.run)
     with trio.fail_after(10):
         await second.done.wait()
     assert second.path is not None
     assert second.path.read_bytes() == BODY
+    assert server.requests[-1]["range"] == f"bytes={HALF}-"
 
 
 async def test_every_asker_gets_an_error_of_its_own(

@@ -5,7 +5,7 @@ import hashlib
 import io
 import itertools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +196,15 @@ async def test_a_server_that_always_cuts_is_given_up_though_bytes_come(bench: Be
         await bench.fetch()
     assert caught.value.reason == "unreachable"
     assert len(bench.server.requests) <= QUICK.attempts + 1
+
+
+async def test_steady_progress_restores_the_patience(bench: Bench, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "other", patience=replace(QUICK, attempts=2))
+    await bench.nursery.start(store.run)
+    bench.server.cut_after = [1_200_000, 1_200_000]
+    with trio.fail_after(10):
+        path = await store.fetch(bench.ref(), bench.seen.append)
+    assert path.read_bytes() == BODY
 
 
 async def test_nobody_listens(bench: Bench) -> None:

@@ -33,7 +33,7 @@ SPEC = SlotSpec(
 
 
 class World:
-    """A faithful environment: it answers effects as launchers and stores do, at times of the test's choosing."""
+    """A faithful environment: it answers effects as launchers and stores do, when the test says so."""
 
     def __init__(self, spec: SlotSpec = SPEC, *, present: bool = True) -> None:
         self.now = 0.0
@@ -194,7 +194,19 @@ class SlotMachine(RuleBasedStateMachine):
 
     @rule(
         kind=st.sampled_from(
-            ["start", "fail", "open", "ready", "stranger", "exit", "gone", "survive", "start", "ready", "gone"]
+            [
+                "start",
+                "fail",
+                "open",
+                "ready",
+                "stranger",
+                "exit",
+                "gone",
+                "survive",
+                "start",
+                "ready",
+                "gone",
+            ]
         ),
         taken=st.booleans(),
     )
@@ -214,7 +226,10 @@ class SlotMachine(RuleBasedStateMachine):
         else:
             self.world.send(ev.PullFailed(generation, Fault("pull_failed", "no network")))
 
-    @rule(kind=st.sampled_from(["Ready", "Exited", "Gone", "Started", "Pulled", "Stranger"]), back=st.integers(1, 3))
+    @rule(
+        kind=st.sampled_from(["Ready", "Exited", "Gone", "Started", "Pulled", "Stranger"]),
+        back=st.integers(1, 3),
+    )
     def late_word(self, kind: str, back: int) -> None:
         """An engine that has been replaced says something."""
         old = self.world.slot.generation - back

@@ -11,6 +11,7 @@ import trio
 from slotd.app import Slotd
 from slotd.cli.output import err, out
 from slotd.config import load_config
+from slotd.errors import SlotdError
 from slotd.logs import configure
 
 __all__ = ["run"]
@@ -25,29 +26,34 @@ def run(config: Path, port: int | None) -> int:
     configure(loaded.config.server.log_level)
     for warning in loaded.warnings:
         err.print(f"warning: {warning}", markup=False)
-    summary_stuck: tuple[str, ...] = trio.run(_serve, Slotd(loaded))
-    return 1 if summary_stuck else 0
+    try:
+        stuck = trio.run(_serve, Slotd(loaded))
+    except BaseExceptionGroup as group:
+        # Nurseries wrap what ends them; a lone typed error is for the user.
+        leaf: BaseException = group
+        while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
+            leaf = leaf.exceptions[0]
+        if isinstance(leaf, SlotdError):
+            raise leaf from None
+        raise
+    return 1 if stuck else 0
 
 
 async def _serve(slotd: Slotd) -> tuple[str, ...]:
+    """Serve; returns the slots that would not stop."""
     stuck: tuple[str, ...] = ()
     async with trio.open_nursery() as nursery:
         await nursery.start(_signals, slotd)
 
-        async def announce(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
             nonlocal stuck
             stuck = (await slotd.run(task_status=task_status)).stuck_slots
+            nursery.cancel_scope.cancel()
 
-        async def run() -> None:
-            async with trio.open_nursery() as inner:
-                await inner.start(announce)
-                out.print(f"slotd listens on {slotd.url}", markup=False)
-                for name in slotd.slots.names():
-                    s = slotd.slots.snapshot(name)
-                    out.print(f"  {name}: {s.type}, {s.model or s.engine}", markup=False)
-
-        await run()
-        nursery.cancel_scope.cancel()
+        await nursery.start(run)
+        out.print(f"slotd listens on {slotd.url}", markup=False)
+        for s in slotd.slots.snapshots().values():
+            out.print(f"  {s.name}: {s.type}, {s.model or s.engine}", markup=False)
     return stuck
 
 

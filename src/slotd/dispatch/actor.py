@@ -229,6 +229,11 @@ class Dispatcher:
         self._view = Snapshot(View(table, begin(table, {}, 0.0).world.upstreams))
         self._ids = itertools.count(1)
 
+    @property
+    def mailbox(self) -> Mailbox[ev.Message]:
+        """The actor's mailbox, for tests that drive or break it."""
+        return self._mailbox
+
     async def run(self) -> None:
         """Be the actor, once: until cancelled or a crash. For a supervisor to call."""
         await DispatcherActor(self._mailbox, self._table, self._outside, self._view).run()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import httpx
 import msgspec
+import trio
 from pydantic import SecretStr
 
 from slotd.config import auth_header
@@ -91,8 +92,13 @@ class CatalogFetcher:
 
 async def _bounded(response: httpx.Response) -> bytes:
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise CatalogUnavailable(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
+    # Leaving the loop early would leave httpx's nested generators to the
+    # garbage collector; a cancellation unwinds them from the inside.
+    with trio.CancelScope() as enough:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                enough.cancel()
+    if len(body) > MAX_ANSWER_BYTES:
+        raise CatalogUnavailable(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
     return bytes(body)

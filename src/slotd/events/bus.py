@@ -62,10 +62,11 @@ class EventBus:
         A number that this run has not given out comes from an earlier run, of
         which nothing is left: it counts as 0.
 
-        A reader that falls more than ``max_buffered`` events behind loses the
-        oldest and gets a :class:`Gap` in their place. ``match`` selects what is
-        read, and only that takes room; it must be quick and pure. What left
-        the ring before this call can no longer be matched and is counted whole.
+        Beside its replay a reader has room for ``max_buffered`` events; one
+        that falls further behind loses the oldest and gets a :class:`Gap` in
+        their place. ``match`` selects what is read, and only that takes room;
+        it must be quick and pure. What left the ring before this call can no
+        longer be matched and is counted whole.
         """
         if max_buffered < 1:
             raise ValueError("a subscription needs room for an event")
@@ -105,8 +106,9 @@ class Subscription:
     ) -> None:
         self._bus = bus
         self._buffer = deque(replay)
-        # The ring bounds a replay: to drop what it still holds would be waste.
-        self._room = max(max_buffered, len(replay))
+        # The replay, which the ring bounds, must not be lost to what comes
+        # while it is being read.
+        self._room = len(replay) + max_buffered
         self._missed = missed
         self._match = match
         self._ended = False

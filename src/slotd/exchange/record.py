@@ -57,7 +57,7 @@ class RequestRecord:
         """For the management surface; a live one shows the time so far."""
         return {
             "id": self.id,
-            "time": self.began_unix,
+            "began_unix": self.began_unix,
             "path": self.path,
             "client": self.client,
             "model": self.model,

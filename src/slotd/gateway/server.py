@@ -55,9 +55,9 @@ async def run_server(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until ``stop`` returns; then stop accepting and drain for a bounded time."""
+    """Serve until ``stop`` returns; then stop accepting and drain for a bounded time. Takes ``sock`` over."""
     config = HypercornConfig()
-    config.bind = [f"fd://{sock.fileno()}"]
+    config.bind = [f"fd://{sock.detach()}"]  # hypercorn owns and closes it now
     config.graceful_timeout = server.shutdown_timeout_s
     config.keep_alive_timeout = 75
     config.read_timeout = None  # would also apply while an answer is under way

@@ -146,6 +146,10 @@ class SlotManager:
         """All slots in declared order, from what they published."""
         return {name: e.snapshot.value for name, e in self._entries.items()}
 
+    def mailbox(self, name: str) -> Mailbox[ev.Message]:
+        """The slot's mailbox, for tests that drive or break its actor."""
+        return self._entry(name).mailbox
+
     def logs(self, name: str) -> LogRing:
         """The slot's log, across its engine's restarts."""
         return self._entry(name).logs
