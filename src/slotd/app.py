@@ -249,12 +249,14 @@ class Slotd:
             records=self.records,
             bus=self.bus,
             metrics=self.metrics,
+            run_id=self.run_id,
             started_unix=time.time(),
             version=VERSION,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self._supervisor.run)
             self._supervisor.start(ChildSpec("dispatcher", self.dispatcher.run))
+            await self.dispatcher.mailbox.wait_open()
             await self._serve(services, sock, task_status)
             nursery.cancel_scope.cancel()
 

@@ -57,21 +57,18 @@ class Actor(Generic[M]):
     async def run(self) -> None:
         """Live until :meth:`finish`, a crash, or cancellation."""
         self.mailbox.open()
-        try:
-            async with trio.open_nursery() as self.children:
-                try:
-                    self.started()
-                    await self._loop()
-                except BaseException as exc:
-                    # Now, not when the children have ended: killing an engine
-                    # takes time, and askers need not wait for it.
-                    self.mailbox.close(exc)
-                    raise
-                self.mailbox.close()
-                self.children.cancel_scope.cancel()
-        except BaseException as exc:
-            self.mailbox.close(exc)  # a child crashed, the loop did not
-            raise
+        async with trio.open_nursery() as self.children:
+            try:
+                self.started()
+                await self._loop()
+            except BaseException as exc:
+                # Now, not when the children have ended: killing an engine
+                # takes time, and askers need not wait for it. A child's crash
+                # comes by here too, as the loop's cancellation.
+                self.mailbox.close(exc)
+                raise
+            self.mailbox.close()
+            self.children.cancel_scope.cancel()
 
     async def _loop(self) -> None:
         while not self._finished:

@@ -36,6 +36,7 @@ class Mailbox(Generic[M]):
         self._sender: trio.MemorySendChannel[M] | None = None
         self._receiver: trio.MemoryReceiveChannel[M] | None = None
         self._open: set[Reply[object]] = set()
+        self._opened = trio.Event()
 
     @property
     def is_open(self) -> bool:
@@ -50,6 +51,11 @@ class Mailbox(Generic[M]):
         if self._sender is not None:
             raise RuntimeError(f"mailbox {self.name!r} is open already: two actors would share it")
         self._sender, self._receiver = trio.open_memory_channel(math.inf)
+        self._opened.set()
+
+    async def wait_open(self) -> None:
+        """Wait until an actor listens. For whoever starts one and is about to ask it."""
+        await self._opened.wait()
 
     def close(self, cause: BaseException | None = None) -> None:
         """Refuse everything from now on and fail every open ask. Idempotent.
@@ -63,6 +69,7 @@ class Mailbox(Generic[M]):
         self._sender.close()
         self._receiver.close()
         self._sender = self._receiver = None
+        self._opened = trio.Event()
         for reply in list(self._open):
             gone = ActorGone(self.name)
             gone.__cause__ = cause

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 from slotd.config import SlotConfig
 from slotd.engine import command, llama_cpp
 from slotd.engine.attach import AttachLauncher
-from slotd.engine.base import Abilities, Readiness
 from slotd.engine.probe import await_ready
 from slotd.errors import RequestInvalid, SpawnFailed
 from slotd.model.progress import Progress
 from slotd.model.source import ModelRef
 from slotd.model.store import ModelStore
 from slotd.process.plan import Address, EngineHandle, Launcher, LaunchPlan
+from slotd.slot.backend import Abilities, Readiness
 
 __all__ = ["EngineBackend", "external_address", "make_backend"]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slotd.config import SlotConfig
-from slotd.engine.base import Abilities, Readiness
 from slotd.errors import SpawnFailed
 from slotd.process.plan import LaunchPlan
+from slotd.slot.backend import Abilities, Readiness
 
 __all__ = ["abilities", "fill", "launch_plan", "readiness"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from slotd.config import LlamaCppOptions, SlotConfig
-from slotd.engine.base import Abilities, Readiness
 from slotd.errors import SpawnFailed
 from slotd.process.plan import LaunchPlan
+from slotd.slot.backend import Abilities, Readiness
 
 __all__ = ["abilities", "launch_plan", "program", "readiness"]
 

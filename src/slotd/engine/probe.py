@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from slotd.engine.base import Readiness
 from slotd.process.plan import EngineHandle
+from slotd.slot.backend import Readiness
 from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
 
 __all__ = ["await_ready"]

@@ -13,7 +13,6 @@ from typing import Any
 
 __all__ = [
     "ACTOR_CRASHED",
-    "CONFIG_RELOADED",
     "REQUEST_FINISHED",
     "SERVER_STARTED",
     "SERVER_STOPPING",
@@ -22,7 +21,6 @@ __all__ = [
     "SLOT_PULL_PROGRESS",
     "SLOT_STOPPED",
     "SLOT_TRANSITION",
-    "UPSTREAM_STATUS",
     "Event",
     "Gap",
 ]
@@ -68,29 +66,24 @@ SLOT_LOADED = "slot.loaded"
 """A load ended well: ``generation``, ``model``, ``load_s``."""
 
 SLOT_PULL_PROGRESS = "slot.pull_progress"
-"""Files are coming: ``phase``, ``done`` and ``total`` (bytes; None if unknown). Thinned out."""
+"""Files are coming: ``phase``, ``done_bytes`` and ``total_bytes`` (None if unknown). Thinned out."""
 
 SLOT_STOPPED = "slot.stopped"
-"""An engine's end is complete: ``generation`` and the stop's ``report``."""
+"""Nothing of an engine is left: ``generation``, ``exit``, ``killed`` (SIGKILL was needed),
+``swept`` (other processes killed), ``survivors`` (pids that would not die)."""
 
 # --- actors ------------------------------------------------------------------
 
 ACTOR_CRASHED = "actor.crashed"
 """One of slotd's own actors failed, which is a bug: ``error``, ``restart_in_s``
-(None: it is not restarted)."""
+(None: it is not restarted), and ``actor`` if it is not a slot's."""
 
 # --- requests and routes -----------------------------------------------------
 
 REQUEST_FINISHED = "request.finished"
 """A request is over: its decision record."""
 
-UPSTREAM_STATUS = "upstream.status"
-"""An upstream's catalog or reachability changed: ``upstream``, ``status``, ``models``, ``error``."""
-
 # --- the server --------------------------------------------------------------
-
-CONFIG_RELOADED = "config.reloaded"
-"""A new config is in force: the ``diff`` to the old one."""
 
 SERVER_STARTED = "server.started"
 """``/v1`` answers: ``version``, ``url``."""

@@ -58,11 +58,19 @@ class _Carriage:
         self.record = record
         self.started = False
         self.events = False
+        self.length: int | None = None
         self.gate = FrameGate()
         self.usage = UsageTail()
 
+    def answered(self) -> bool:
+        """Whether the client has got the whole answer."""
+        if not self.started:
+            return False
+        return self.usage.ended() if self.events else self.record.bytes_out == self.length
+
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         record = self.record
+        self.length = next((int(v) for k, v in headers if k == b"content-length" and v.isdigit()), None)
         record.status = status
         record.phase = "answering"
         self.events = any(k == b"content-type" and b"text/event-stream" in v for k, v in headers)
@@ -130,7 +138,10 @@ class Exchange:
                 record.outcome = "error"
                 await self._fail(carriage, RequestCancelled("an operator cancelled this request"))
         except trio.Cancelled:
-            record.outcome = "client_gone"
+            # Clients hang up once they have read the end, often before we get
+            # to see it ourselves.
+            if record.outcome == "live":
+                record.outcome = "ok" if carriage.answered() else "client_gone"
             raise
         finally:
             record.tokens_in, record.tokens_out = carriage.usage.read()
@@ -306,13 +317,13 @@ class Exchange:
                 except AssemblyError as exc:
                     raise BrokenUpstream(str(exc), connected=True, got_bytes=True) from exc
             watch.pause()
-            carriage.usage.feed(answer.body)
-            record.bytes_out += len(answer.body)
             length = str(len(answer.body)).encode()
             await carriage.start(
                 answer.status, [(b"content-type", b"application/json"), (b"content-length", length)]
             )
             await carriage.out.send(answer.body)
+            carriage.usage.feed(answer.body)
+            record.bytes_out += len(answer.body)
 
 
 def _json_string(text: str) -> bytes:

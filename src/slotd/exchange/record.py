@@ -149,6 +149,10 @@ class UsageTail:
         else:
             self._tail = self._tail[len(data) - self._KEEP :] + data
 
+    def ended(self) -> bool:
+        """Whether the last event of a stream has been seen, in any dialect."""
+        return any(mark in self._tail for mark in (b"data: [DONE]", b"message_stop", b"response.completed"))
+
     def read(self) -> tuple[int | None, int | None]:
         """Input and output tokens, as far as the answer tells."""
         found_in, found_out = self._IN.findall(self._tail), self._OUT.findall(self._tail)

@@ -79,9 +79,9 @@ async def relay_bytes(
     """Relay a body that is no event stream, chunk by chunk, unchanged."""
     while data := await response.receive_some():
         watch.pause()
+        await out.send(data)
         usage.feed(data)
         record.bytes_out += len(data)
-        await out.send(data)
         watch.progressed()
 
 
@@ -100,10 +100,10 @@ async def relay_events(
         ready = gate.feed(data)
         if ready:
             watch.pause()
+            await out.send(ready)
             usage.feed(ready)
             record.bytes_out += len(ready)
-            await out.send(ready)
         watch.progressed()
     if rest := gate.rest():
-        record.bytes_out += len(rest)
         await out.send(rest)
+        record.bytes_out += len(rest)

@@ -233,8 +233,9 @@ def _swap_model(body: bytes) -> str:
 def _add_streams(app: QuartTrio, services: Services) -> None:
     @app.get("/api/events")
     async def events() -> Response:
-        last = request.headers.get("last-event-id") or request.args.get("after")
-        after = int(last) if last is not None and last.isdigit() else None
+        after = _resume_after(
+            request.headers.get("last-event-id") or request.args.get("after"), services.run_id[:8]
+        )
 
         async def body() -> AsyncIterator[bytes]:
             # The subscription is opened here and not in the handler: a
@@ -244,8 +245,9 @@ def _add_streams(app: QuartTrio, services: Services) -> None:
                     "slots": [slot_view(s) for s in services.slots.snapshots().values()],
                     "last_seq": services.bus.last_seq,
                 }
-                yield _sse("snapshot", msgspec.json.encode(snapshot, enc_hook=str), services.bus.last_seq)
-                while (item := await _next_event(subscription)) is not None:
+                # No id: a reader that is cut off before the replay must not skip it.
+                yield b"event: snapshot\ndata: " + msgspec.json.encode(snapshot, enc_hook=str) + b"\n\n"
+                while (item := await _next_event(subscription, services.run_id[:8])) is not None:
                     yield item
 
         return _stream(body(), "text/event-stream")
@@ -276,11 +278,22 @@ def _stream(body: AsyncIterator[bytes], content_type: str) -> Response:
     return response
 
 
-def _sse(kind: str, data: bytes, seq: int) -> bytes:
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, kind.encode(), data)
+def _resume_after(last: str | None, run: str) -> int | None:
+    """The number to go on after, from ``RUN.SEQ`` or a bare number; None for the present.
+
+    An id of another run tells nothing about this one: begin with the oldest event kept.
+    """
+    if last is None:
+        return None
+    number = last.removeprefix(f"{run}.")
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
-async def _next_event(subscription: Subscription) -> bytes | None:
+def _sse(kind: str, data: bytes, id: str) -> bytes:
+    return f"id: {id}\nevent: {kind}\ndata: ".encode() + data + b"\n\n"
+
+
+async def _next_event(subscription: Subscription, run: str) -> bytes | None:
     """The next event as SSE, a comment if none comes for a while, None at the end."""
     item: Event | Gap | None = None
     with trio.move_on_after(KEEP_ALIVE_S) as scope:
@@ -292,9 +305,9 @@ async def _next_event(subscription: Subscription) -> bytes | None:
         return b": quiet\n\n"
     match item:
         case Gap(missed, next_seq):
-            return _sse("gap", msgspec.json.encode({"missed": missed}), next_seq - 1)
+            return _sse("gap", msgspec.json.encode({"missed": missed}), f"{run}.{next_seq - 1}")
         case Event():
             data = {"seq": item.seq, "time": item.time, "slot": item.slot, **item.data}
-            return _sse(item.kind, msgspec.json.encode(data, enc_hook=str), item.seq)
+            return _sse(item.kind, msgspec.json.encode(data, enc_hook=str), f"{run}.{item.seq}")
         case _:
             return None

@@ -27,5 +27,6 @@ class Services:
     records: RecordBook
     bus: EventBus
     metrics: Metrics
+    run_id: str
     started_unix: float
     version: str

@@ -294,6 +294,14 @@ class SlotActor(Actor[ev.Message]):
                 report = await self._backend.launcher.run(
                     plan, logs=self._logs, started=started, exited=exited
                 )
+                stopped = {
+                    "generation": generation,
+                    "exit": str(report.exit),
+                    "killed": report.killed,
+                    "swept": report.swept,
+                    "survivors": report.survivors,
+                }
+                self._bus.publish(types.SLOT_STOPPED, stopped, slot=self._slot.spec.name)
                 self.mailbox.post(
                     ev.Gone(generation, report, self._logs.tail(LOG_TAIL_LINES), engine.port_taken)
                 )
@@ -339,6 +347,8 @@ class SlotActor(Actor[ev.Message]):
     async def _run_pull(self, generation: int, model: str, scope: trio.CancelScope) -> None:
         def progress(phase: str, done: int, total: int | None) -> None:
             self.mailbox.post(ev.PullProgressed(generation, phase, done, total))
+            data = {"phase": phase, "done_bytes": done, "total_bytes": total}
+            self._bus.publish(types.SLOT_PULL_PROGRESS, data, slot=self._slot.spec.name)
 
         with scope:
             try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import trio
 
-from slotd.engine.base import Abilities
 from slotd.process.plan import Address
+from slotd.slot.backend import Abilities
 from slotd.slot.state import Fault
 from slotd.wire.http1 import Http1Pool
 

@@ -78,9 +78,8 @@ class SlotManager:
                         exhausted="park",
                     )
                 )
-            # The actors' mailboxes open as their tasks first run.
-            while not all(e.mailbox.is_open for e in self._entries.values()):
-                await trio.lowlevel.checkpoint()
+            for entry in self._entries.values():
+                await entry.mailbox.wait_open()
             task_status.started()
 
     def _incarnate(self, entry: _Entry) -> Callable[[], Any]:

@@ -95,8 +95,7 @@ class FakeEngine:
 
     async def wait_active(self, count: int) -> None:
         """Wait until exactly ``count`` requests are under way; give a deadline yourself."""
-        while (await self.stats())["active"] != count:
-            # The engine is another process: there is no event to wait for, only its word.
+        while (await self.stats())["active"] != count:  # noqa: ASYNC110 # another process: no event to wait for
             await trio.sleep(0.005)
 
     async def _call(self, method: bytes, path: bytes, body: bytes) -> dict[str, Any]:
@@ -146,7 +145,7 @@ class Harness:
         return await self.slotd.slots.wait_for(name, [SlotState(s) for s in states])
 
     def observe(self, name: str) -> AbstractContextManager[Subscription]:
-        """The slot's transitions from now on, in order: ``with harness.observe("chat") as seen: async for ...``."""
+        """The slot's transitions from now on: ``with slotd.observe("chat") as seen: async for event in seen``."""
         return self.slotd.slots.observe(name)
 
     def fake(self, name: str) -> FakeEngine:
