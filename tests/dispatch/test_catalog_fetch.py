@@ -110,14 +110,22 @@ async def test_the_key_is_read_when_it_is_needed(serve: Serve, auth: str, header
         (response(b'{"data": [{"name": "x"}]}'), "no list of models"),
         (response(b"\x1f\x8b", "200 OK", "content-encoding: gzip"), "compressed"),
         (response(b"x" * (MAX_ANSWER_BYTES + 1)), "longer than 8 MiB"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (3 * MAX_ANSWER_BYTES), "longer than 8 MiB"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "RemoteProtocolError"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "RemoteProtocolError"),
     ],
-    ids=["401", "redirect", "html", "shape", "gzip", "long", "no-http", "cut"],
+    ids=["401", "redirect", "html", "shape", "gzip", "long", "endless", "no-http", "cut"],
 )
 async def test_every_failure_has_a_reason(serve: Serve, answer: bytes, reason: str) -> None:
     server = await serve(answer)
     assert reason in await refusal(server.entry())
+
+
+async def test_an_answer_that_is_too_long_is_not_read_to_its_end(serve: Serve) -> None:
+    server = await serve(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (8 * MAX_ANSWER_BYTES))
+    assert "longer than" in await refusal(server.entry())
+    with trio.fail_after(10):
+        await server.closed.wait()  # in the middle of what it sent
 
 
 async def test_nobody_listens() -> None:

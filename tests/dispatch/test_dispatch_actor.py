@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from slotd.actor import ChildCrashed, ChildSpec, Supervisor
+from slotd.actor import ChildCrashed, ChildSpec, Reply, Supervisor
 from slotd.dispatch import (
     CatalogUnavailable,
     DecisionInfo,
@@ -25,6 +25,7 @@ from slotd.dispatch import (
     compile_table,
 )
 from slotd.dispatch.catalog import SavedCatalog
+from slotd.dispatch.messages import Asked, Resolve
 from slotd.errors import ActorGone, NoRouteFound, RegistryBroken
 from slotd.slot.state import SlotSnapshot, SlotState
 
@@ -156,6 +157,17 @@ async def test_an_asker_that_leaves_withdraws_its_query(nursery: trio.Nursery) -
 
 
 @scenario
+async def test_a_question_whose_asker_has_left_already_is_not_looked_into(nursery: trio.Nursery) -> None:
+    remotes = Remotes(a=(5.0, ("m",)))
+    dispatcher = await started(nursery, remotes.table(), Outside(remotes, no_slots))
+    reply: Reply[Route] = Reply()
+    reply.abandon()
+    dispatcher.mailbox.post(Asked(Resolve(1, "m", CHAT), reply))
+    await trio.testing.wait_all_tasks_blocked()
+    assert not remotes.calls
+
+
+@scenario
 async def test_a_fetch_that_takes_too_long_is_cancelled(nursery: trio.Nursery) -> None:
     remotes = Remotes(a=(float("inf"), ()))
     limits = DispatchLimits(fetch_timeout_s=20.0)
@@ -233,6 +245,18 @@ async def test_slots_are_seen_as_they_are_when_the_question_comes(nursery: trio.
         ("slot:a", 3, "error"),
         ("slot:b", 2, "draining"),
     ]
+
+
+@scenario
+async def test_only_an_engine_that_is_up_lists_anything(nursery: trio.Nursery) -> None:
+    slot = SlotSnapshot("a", "llm", "command", SlotState.READY, model="m", models=("x",), generation=4)
+    slots = {"a": slot}
+    table = compile_table([SlotEntry("a", "llm", "m")])
+    dispatcher = await started(nursery, table, Outside(Remotes(), lambda: dict(slots)))
+    assert (await dispatcher.resolve("x", CHAT)).generation == 4
+    for changes in ({"state": SlotState.WARMING}, {"state": SlotState.ERROR}, {"draining": True}):
+        slots["a"] = replace(slot, **changes)
+        assert isinstance(await _refused(dispatcher, "x"), NoRouteFound)
 
 
 @scenario

@@ -281,6 +281,46 @@ def test_another_query_keeps_what_a_withdrawn_one_had_asked_for() -> None:
     assert len(sim.calls) == 20
 
 
+def test_close_names_are_found_among_many_and_for_few_misses_of_a_step() -> None:
+    many = tuple(f"org/model-{i}-instruct" for i in range(900))
+    sim = Sim({"a": Remote((*many, "qwen-coder"), 0.01)}, slots=[SlotEntry("chat", "llm", "smollm2")])
+    assert sim.miss("QWEN-codr").details["close"] == ["qwen-coder"]
+    assert sim.miss("smollm").details["close"] == ["smollm2"]
+    crowd = Sim({"a": Remote(many, 0.01)}, slots=[SlotEntry("chat", "llm", "smollm2")])
+    ids = [crowd.ask(f"smollm{i}") for i in range(100, 200)]
+    crowd.run()
+    told = [getattr(crowd.outcomes[i][1], "details", {})["close"] for i in ids]
+    assert told == [["smollm2"]] * 8 + [[]] * 92
+
+
+def test_what_a_request_waits_for_is_asked_before_what_is_only_refreshed() -> None:
+    sim = Sim({n: Remote((), NEVER) for n in "xab"}, prefetch_parallel=1, backoff_s=0.05)
+    sim.send(ev.ReportFailure("x"))
+    sim.ask("m")  # wants a, which is asked, and b, which waits for a place
+    sim.run(0.06)
+    sim.send(ev.Refresh())  # x may be asked again
+    sim.run(0.1)
+    assert list(sim.calls) == ["a", "b"]
+    sim.run(0.2)
+    assert list(sim.calls) == ["a", "b", "x"]
+
+
+def test_a_refresh_goes_on_when_the_query_that_wanted_the_same_leaves() -> None:
+    sim = Sim({"a": Remote(), "b": Remote()}, prefetch_parallel=1)
+    id = sim.ask("m")
+    sim.send(ev.Refresh())
+    sim.send(ev.Withdraw(id))
+    sim.run()
+    assert sim.calls == {"a": 1, "b": 1}
+
+
+def test_a_miss_is_forgotten_when_a_catalog_changes_that_was_not_waited_for() -> None:
+    sim = Sim({"a": Remote((), 12.0)}, negative_ttl_s=60.0)
+    sim.miss("m")
+    sim.run()
+    assert "m" not in sim.state.misses
+
+
 def test_too_many_waiting_is_a_typed_refusal() -> None:
     sim = Sim({"a": Remote((), NEVER)}, max_waiting=2)
     ids = [sim.ask(f"m{i}") for i in range(3)]
@@ -439,6 +479,20 @@ def test_a_report_during_the_race_takes_a_hit_back() -> None:
     at, route = sim.outcomes[id]
     assert isinstance(route, Route)
     assert (at, route.target) == (0.5, UpstreamTarget("slow"))
+
+
+def test_a_hit_taken_back_does_not_use_up_the_grace_of_the_next() -> None:
+    sim = Sim(
+        {"first": Remote(("m",), 0.6), "second": Remote(("m",), 0.5), "third": Remote(("m",), 0.01)},
+        prefetch_grace_s=0.2,
+    )
+    id = sim.ask("m")
+    sim.run(0.1)
+    sim.send(ev.ReportFailure("third"))
+    sim.run()
+    at, route = sim.outcomes[id]
+    assert isinstance(route, Route)
+    assert (at, route.target) == (0.6, UpstreamTarget("first"))
 
 
 def test_a_bound_remote_that_is_offline_falls_through() -> None:

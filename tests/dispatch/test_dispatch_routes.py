@@ -20,8 +20,8 @@ from slotd.dispatch.state import begin
 from slotd.errors import CapabilityMismatch, ModelMissing, SlotdError, UnknownUpstream
 
 SLOTS = (
+    SlotEntry("coder", "llm", "qwen"),  # before the default, which is not the default for that
     SlotEntry("chat", "llm", "smollm2", ("gpt-4o-mini",), default=True),
-    SlotEntry("coder", "llm", "qwen"),
     SlotEntry("embed", "embedding", "bge", ("text-embedding-3-small",), default=True),
     SlotEntry("rank", "reranking", "bge-rerank", default=True),
     SlotEntry("stt", "transcription", "whisper", default=True),
@@ -126,8 +126,8 @@ def test_every_rule_is_printed_in_the_order_in_which_it_is_tried() -> None:
     assert {r.endpoint for r in rows if r.kind == "default" and r.match == ""} == set(ENDPOINTS)
     assert rows[0].as_dict() == {
         "kind": "slot",
-        "match": "chat",
-        "targets": ["slot:chat"],
+        "match": "coder",
+        "targets": ["slot:coder"],
         "model": None,
         "endpoint": None,
     }
@@ -161,7 +161,7 @@ def test_mismatch_says_which_slots_would_fit() -> None:
         "type": "embedding",
         "endpoint": "/v1/chat/completions",
         "needs": "llm",
-        "fitting": ["chat", "coder"],
+        "fitting": ["coder", "chat"],
     }
 
 

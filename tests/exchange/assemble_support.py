@@ -152,7 +152,11 @@ HELD_BACK: dict[str, Case] = {
 FAILING: dict[str, Case] = {
     "chat-overflow": (
         CHAT,
-        {"temperature": 0, "messages": user("count"), "max_tokens": 300, "ignore_eos": True, "n": 2},
+        {"temperature": 0, "messages": user("word " * 200), "max_tokens": 99, "ignore_eos": True, "n": 2},
+    ),
+    "text-overflow": (
+        TEXT,
+        {"temperature": 0, "prompt": ["word " * 115] * 2, "max_tokens": 99, "ignore_eos": True},
     ),
     "text-overflow-list": (TEXT, {"temperature": 0, "prompt": ["a", "word " * 400], "max_tokens": 2}),
 }

@@ -49,6 +49,7 @@ def main(model: str, kind: str) -> None:
     params.cache_ram_mib = 0
     params.cache_prompt = False  # the same request twice must do the same work
     params.use_jinja = True
+    params.model_alias = ["demo"]
     params.chat_template = TEMPLATE
     server = Server(params)
     print(server.listening_address, flush=True)  # noqa: T201 (this is how the test learns the address)

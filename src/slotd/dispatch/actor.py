@@ -24,7 +24,7 @@ from slotd.dispatch.policy import SlotView
 from slotd.dispatch.route import Explanation, Route
 from slotd.dispatch.state import begin, explain
 from slotd.dispatch.store import CatalogStore, StoreTrouble
-from slotd.errors import RegistryBroken, SlotdError
+from slotd.errors import RegistryBroken
 from slotd.slot.state import SlotSnapshot
 
 __all__ = ["Dispatcher", "DispatcherActor", "Fetch", "Outside", "ReadSlots"]
@@ -257,15 +257,11 @@ class Dispatcher:
         def asked(reply: Reply[Route]) -> ev.Message:
             return ev.Asked(event, reply)
 
-        settled = False
+        route: Route | None = None
         try:
-            route: Route = await self._mailbox.ask(asked)
-            settled = True
-        except SlotdError:
-            settled = True
-            raise
+            route = await self._mailbox.ask(asked)
         finally:
-            if not settled:
+            if route is None:  # also after a refusal, where it does nothing
                 self._mailbox.post(ev.Withdraw(event.id))
         return route
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,9 @@ __all__ = [
 ]
 
 CLOSE_POOL = 1000
-"""Names compared for near misses; more would hold up the loop (about 10 µs each)."""
+CLOSE_LIKELY = 20
+"""For near misses: names looked at, and those of them that are really compared.
+A comparison takes up to 50 µs, which for all names would hold up the loop."""
 
 ABLE, COMING, OFF, BROKEN = 0, 1, 2, 3
 """Ranks of health: can answer now, loading, off, in error."""
@@ -296,7 +299,15 @@ def find_close(world: World, name: str) -> tuple[str, ...]:
         return ()
     listed = (n for u in world.upstreams.values() if u.catalog is not None for n in u.catalog.models)
     known = itertools.chain(world.table.names(), world.serving, listed)
-    return close_names(name, dict.fromkeys(itertools.islice(known, CLOSE_POOL)), limit=5)
+    folded = name.casefold()
+    pairs = {folded[i : i + 2] for i in range(min(len(folded), 64) - 1)}
+
+    def likeness(other: str) -> float:
+        text = other.casefold()
+        return sum(pair in text for pair in pairs) / (len(text) + len(folded))
+
+    pool = dict.fromkeys(itertools.islice(known, CLOSE_POOL))
+    return close_names(name, heapq.nlargest(CLOSE_LIKELY, pool, key=likeness), limit=5)
 
 
 def miss_error(

@@ -106,8 +106,16 @@ def remembered(state: Dispatch, model: str, now: float) -> Remembered | None:
     return found if found is not None and now < found.until else None
 
 
-def miss(state: Dispatch, model: str, unknown: Unknown, known: Remembered | None, now: float) -> SlotdError:
+def miss(
+    state: Dispatch,
+    model: str,
+    unknown: Unknown,
+    known: Remembered | None,
+    now: float,
+    *,
+    suggest: bool = True,
+) -> SlotdError:
     """The error for a name that nothing has. ``known``: it is a repeated one."""
-    close = find_close(state.world, model) if known is None else known.close
+    close = known.close if known is not None else find_close(state.world, model) if suggest else ()
     cache: Cache = "none" if known is None else "negative"
     return miss_error(state.world, model, unknown, close=close, cache=cache, now=now)

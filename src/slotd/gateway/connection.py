@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent
 from quart import Response
 from quart_trio.asgi import TrioASGIHTTPConnection
 
@@ -34,14 +34,35 @@ class AnswerCutShort(Exception):
 
 
 class RequestConnection(TrioASGIHTTPConnection):
-    """A connection that lets its handler start tasks in the request's nursery."""
+    """A connection that lets its handler start tasks in the request's nursery.
+
+    hypercorn reports "the client left" also when the answer is complete, in the
+    middle of the last ``send``, before it has made the connection ready for the
+    next request. Cancelling the request then would leave the connection without
+    its idle timer: nothing would ever close it, and a graceful stop would wait
+    for it. So once the last ``send`` has begun, its end is the request's end.
+    """
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        request = self._create_request_from_scope(send)
+        finishing = False
+
+        async def sending(message: ASGISendEvent) -> None:
+            nonlocal finishing
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                finishing = True
+            await send(message)
+
+        async def receiving() -> ASGIReceiveEvent:
+            message = await receive()
+            if finishing and message["type"] == "http.disconnect":
+                await trio.sleep_forever()  # until the request's own end cancels it
+            return message
+
+        request = self._create_request_from_scope(sending)
         async with trio.open_nursery() as nursery:
             self.scope["extensions"] = {**(self.scope.get("extensions") or {}), _NURSERY: {_NURSERY: nursery}}
-            nursery.start_soon(self.handle_messages, nursery, request, receive)
-            nursery.start_soon(self.handle_request, nursery, request, send)
+            nursery.start_soon(self.handle_messages, nursery, request, receiving)
+            nursery.start_soon(self.handle_request, nursery, request, sending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class Harness:
         return await self.slotd.slots.wait_for(name, [SlotState(s) for s in states])
 
     def observe(self, name: str) -> AbstractContextManager[Subscription]:
-        """The slot's transitions from now on: ``with slotd.observe("chat") as seen: async for event in seen``."""
+        """The slot's transitions from now on: ``with slotd.observe("chat") as seen: async for ...``."""
         return self.slotd.slots.observe(name)
 
     def fake(self, name: str) -> FakeEngine:

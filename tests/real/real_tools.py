@@ -1,0 +1,254 @@
+"""slotd with real engines, as its users run it: a process, a config like the demo's, sockets.
+
+A pytest plugin: test modules name it in ``pytest_plugins``. What the tests see
+is what a user could see: slotd's own pages, the engine's own ``/slots``, and
+the process table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from slotd.testing import SlotdProcess, config_text
+
+ROOT = Path(__file__).resolve().parents[2]
+THREADS = 2
+POLL_S = 0.004
+LOAD_S = 60.0
+"""A load takes half a second, on a machine with nothing else to do."""
+
+CHAT, TEXT, MESSAGES, RESPONSES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/responses",
+)
+GENERATING = (CHAT, TEXT, MESSAGES, RESPONSES)
+
+
+# --- configurations ------------------------------------------------------------------
+
+
+def demo_slots() -> dict[str, dict[str, Any]]:
+    """The slots of ``config/demo.toml``, on two threads each."""
+    slots: dict[str, dict[str, Any]] = tomllib.loads((ROOT / "config" / "demo.toml").read_text())["slots"]
+    for slot in slots.values():
+        slot["options"]["threads"] = THREADS
+    return slots
+
+
+def write_config(
+    folder: Path,
+    slots: Mapping[str, Mapping[str, Any]],
+    source: str,
+    server: Mapping[str, Any] | None = None,
+) -> Path:
+    """A config on a free port whose one model, ``smollm2``, comes from ``source``."""
+    path = folder / "slotd.toml"
+    settings = {"state_dir": str(folder / "state"), **(server or {})}
+    model = f"[models.smollm2]\nsource = {json.dumps(source)}\n"
+    path.write_text(config_text(slots, server=settings, more=model))
+    return path
+
+
+# --- a running slotd, from outside ---------------------------------------------------
+
+
+class Engine:
+    """An engine, asked behind slotd's back."""
+
+    def __init__(self, address: str, pid: int) -> None:
+        self.address = address
+        self.pid = pid
+        self.url = f"http://{address}"
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
+
+    def working(self) -> list[dict[str, Any]]:
+        """The engine's own slots that work on a request now."""
+        answer = self.http.get("/slots")
+        answer.raise_for_status()
+        return [slot for slot in answer.json() if slot["is_processing"]]
+
+    def decoded(self) -> int:
+        """Tokens generated so far by the requests under way; 0 while prompts are read."""
+        return sum(token["n_decoded"] for slot in self.working() for token in _as_list(slot["next_token"]))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+class Site:
+    """A slotd process and what its users do with it."""
+
+    def __init__(self, process: SlotdProcess) -> None:
+        self.process = process
+        self.url = process.url
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=120)
+        self._engines: dict[tuple[str, int], Engine] = {}
+
+    def close(self) -> None:
+        self.http.close()
+        for engine in self._engines.values():
+            engine.http.close()
+
+    def get(self, path: str) -> Any:
+        answer = self.http.get(path)
+        answer.raise_for_status()
+        return answer.json()
+
+    def slot(self, name: str) -> dict[str, Any]:
+        """The slot's row of ``/api/slots``."""
+        row: dict[str, Any] = self.get(f"/api/slots/{name}")
+        return row
+
+    def load(self, name: str) -> Engine:
+        self.http.post(f"/api/slots/{name}/load", timeout=LOAD_S).raise_for_status()
+        return self.engine(name)
+
+    def unload(self, name: str) -> None:
+        self.http.post(f"/api/slots/{name}/unload").raise_for_status()
+
+    def engine(self, name: str) -> Engine:
+        row = self.slot(name)
+        key = (str(row["address"]), int(row["pid"]))
+        return self._engines.setdefault(key, Engine(*key))
+
+    def live(self) -> list[dict[str, Any]]:
+        """The requests under way."""
+        rows: list[dict[str, Any]] = self.get("/api/requests")["live"]
+        return rows
+
+    def finished(self) -> list[dict[str, Any]]:
+        """The records of requests that are over, newest first."""
+        rows: list[dict[str, Any]] = self.get("/api/requests")["recent"]
+        return rows
+
+    def quiet(self, name: str) -> bool:
+        """No lease, no queue, no live request."""
+        row = self.slot(name)
+        return row["leases"] == 0 and row["queued"] == 0 and not self.live()
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
+        )
+
+    def anthropic(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+
+
+@contextmanager
+def running(config: Path, env: Mapping[str, str] | None = None) -> Iterator[Site]:
+    """``slotd serve -c config`` for the length of the block; killed at its end."""
+    with SlotdProcess(config, env=env) as process:
+        site = Site(process)
+        try:
+            yield site
+        finally:
+            site.close()
+
+
+@pytest.fixture(scope="session")
+def site(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The demo's slots with the real engine. Tests leave it idle, and its slots as they like."""
+    config = write_config(tmp_path_factory.mktemp("site"), demo_slots(), f"file:{demo_model}")
+    with running(config) as slotd:
+        yield slotd
+
+
+# --- waiting and measuring -----------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+    """Ask until ``condition`` holds; the seconds that took. Other processes have no events for us."""
+    began = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - began > timeout_s:
+            raise AssertionError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(POLL_S)
+    return time.perf_counter() - began
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def summary(times: list[float]) -> str:
+    """Seconds as milliseconds, for the test's output."""
+    inner = ", ".join(f"{t * 1000:.0f}" for t in times)
+    return f"median {statistics.median(times) * 1000:.0f} ms, worst {max(times) * 1000:.0f} ms of [{inner}]"
+
+
+def loaded_machine() -> bool:
+    """More wants to run than there are processors: latencies are then the machine's."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1) + 1
+
+
+# --- a client that can leave at any point ---------------------------------------------
+
+
+class Caller:
+    """One request on a socket of its own, from a client that may vanish."""
+
+    def __init__(self, url: str, path: str, body: Mapping[str, Any], **headers: str) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+        data = json.dumps(body).encode()
+        lines = [f"POST {path} HTTP/1.1", f"host: {host}:{port}", "content-type: application/json"]
+        lines += [f"{key}: {value}" for key, value in headers.items()]
+        lines += [f"content-length: {len(data)}", "", ""]
+        self._socket = socket.create_connection((host, int(port)), timeout=60)
+        self._socket.sendall("\r\n".join(lines).encode() + data)
+
+    def read_until(self, mark: bytes) -> bytes:
+        """What has come, up to and with ``mark``."""
+        got = b""
+        while mark not in got:
+            more = self._socket.recv(65536)
+            if not more:
+                raise AssertionError(f"the answer ended before {mark!r}: {got!r}")
+            got += more
+        return got
+
+    def leave(self) -> None:
+        self._socket.close()
+
+
+def long_request(path: str, *, stream: bool, tokens: int = 1500, prompt: str = "Count.") -> dict[str, Any]:
+    """A request whose answer takes long: it runs on past the end of text."""
+    body: dict[str, Any] = {
+        "model": "smollm2",
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+    match path:
+        case "/v1/completions":
+            return {**body, "prompt": prompt, "max_tokens": tokens}
+        case "/v1/responses":
+            return {**body, "input": prompt, "max_output_tokens": tokens}
+        case _:
+            return {**body, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
+
+
+def hello(**more: Any) -> dict[str, Any]:
+    """The smallest chat."""
+    return {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **more}
