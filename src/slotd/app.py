@@ -257,6 +257,7 @@ class Slotd:
             await nursery.start(self._supervisor.run)
             self._supervisor.start(ChildSpec("dispatcher", self.dispatcher.run))
             await self.dispatcher.mailbox.wait_open()
+            self.dispatcher.refresh()
             await self._serve(services, sock, task_status)
             nursery.cancel_scope.cancel()
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from http1_peer import BIG, CHUNKED, OK, Peer, Script, against, body_of, fetch, post, says
 
+from slotd.exchange import http1_conn
 from slotd.exchange.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
 from slotd.exchange.http1_conn import Connection, is_self_connected
 
@@ -170,6 +171,27 @@ async def test_bad_response_closes_the_connection(raw: bytes) -> None:
     await against(client, says(raw), max_head_bytes=1000)
 
 
+@pytest.mark.parametrize("then", ["zz\r\n", ""])
+async def test_failed_read_leaves_nothing_to_clean_up(then: str) -> None:
+    """Even for a caller that forgets to end the response."""
+
+    async def script(peer: Peer) -> None:
+        await peer.answer(CHUNKED)
+        await headed.wait()
+        await peer.stream.send_all(then.encode())
+
+    headed = trio.Event()
+
+    async def client(pool: Http1Pool) -> None:
+        response = await post(pool)
+        headed.set()
+        with pytest.raises((BadResponse, UpstreamBroken)):
+            await response.receive_some()
+        assert (pool.in_use, pool.idle) == (0, 0)
+
+    await against(client, script)
+
+
 # --- connecting ---------------------------------------------------------------
 
 
@@ -253,6 +275,19 @@ async def test_connecting_to_oneself_is_noticed() -> None:
         assert is_self_connected(sock)
         other.connect(server.getsockname())
         assert not is_self_connected(other)
+
+
+async def test_connection_to_oneself_counts_as_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.see_close()
+
+    async def client(pool: Http1Pool) -> None:
+        monkeypatch.setattr(http1_conn, "is_self_connected", lambda sock: True)
+        with pytest.raises(ConnectFailed, match="refused"):
+            await fetch(pool)
+        assert pool.opened == 0
+
+    await against(client, script)
 
 
 async def test_nagle_is_off() -> None:
@@ -439,7 +474,7 @@ async def test_pool_close_breaks_requests_at_once(phase: str) -> None:
 
     async def client(pool: Http1Pool) -> None:
         async def one() -> None:
-            with pytest.raises(UpstreamBroken) as caught:
+            with pytest.raises(UpstreamBroken, match="closed on this side") as caught:
                 async with await post(pool, bytes(BIG) if phase == "sending" else b"{}") as response:
                     await body_of(response)
             assert caught.value.bytes_received == (phase == "body")

@@ -118,6 +118,8 @@ def test_response_read_in_pieces(name: str, data: st.DataObject) -> None:
     assert reader.ended
     assert reader.drained
     assert (reader.status, got, reader.reusable) == (case.status, case.body, case.reusable)
+    if name == "chunked":
+        assert reader.headers == [(b"Transfer-Encoding", b"chunked")]  # no trailers among them
     if name == "until EOF":
         assert reader.headers == [(b"X-Empty", b""), (b"X", b"y")]
     if name == "interim":
@@ -172,6 +174,12 @@ def test_malformed(raw: bytes) -> None:
         reader.feed(raw)
 
 
+def test_switching_protocols_is_named() -> None:
+    reader = ResponseReader(b"GET", max_head_bytes=4096)
+    with pytest.raises(BadResponse, match="switched protocols"):
+        reader.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+
+
 @given(st.binary(min_size=1))
 @example(b"HTTP/1.1 200 OK\r\n\r\n")
 @settings(max_examples=100, deadline=None)
@@ -205,6 +213,7 @@ def test_what_is_not_body_is_bounded(start: bytes, more: bytes) -> None:
         nonlocal fed
         while fed < len(raw):
             size = min(reader.wanted, 50)
+            assert size > 0
             reader.feed(raw[fed : fed + size])
             fed += size
 

@@ -211,24 +211,27 @@ class Exchange:
         # cancelled is given back like any other.
         lease_id = inbound.id
         try:
-            lease = await self._slots.acquire(slot, lease_id, model=route.model, wait=inbound.wait)
+            lease = await self._slots.acquire(slot, lease_id, model=route.slot_model, wait=inbound.wait)
             record.wait_s = trio.current_time() - began
             record.generation = lease.generation
             if route.generation is not None and route.generation != lease.generation:
                 raise RouteStale(f"slot {slot!r} was restarted since the route was found")
-            await self._forward_local(carriage, head, lease)
+            await self._forward_local(carriage, head, route, lease)
         finally:
             self._slots.release(slot, lease_id)
 
     # --- forward ------------------------------------------------------------------
 
-    async def _forward_local(self, carriage: _Carriage, head: Head, lease: Lease) -> None:
+    async def _forward_local(self, carriage: _Carriage, head: Head, route: Route, lease: Lease) -> None:
         inbound = carriage.inbound
         body = inbound.body
         assembly: Assembly | None = None
         if inbound.endpoint.body == "json":
-            if lease.model_name and head.model != lease.model_name:
-                body = set_field(body, "model", _json_string(lease.model_name))
+            # What the engine insists on, or what a binding says; else as the client wrote it.
+            bound = route.model if route.model != route.slot_model else ""
+            name = lease.model_name or bound
+            if name and head.model != name:
+                body = set_field(body, "model", _json_string(name))
             if not head.stream and lease.abilities.nonstream_cancel == "assemble":
                 assembly = plan_assembly(inbound.endpoint.upstream_path, body)
         transport = LocalTransport(lease.http)

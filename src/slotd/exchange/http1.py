@@ -194,7 +194,7 @@ class Http1Pool:
     def _retire(self, conn: Connection, *, keep: bool) -> None:
         """The connection's request is over: keep it for reuse, or close it."""
         self._in_use.discard(conn)
-        if keep and not conn.closed:
+        if keep:
             conn.idle_since = trio.current_time()
             self._idle.append(conn)
             self._expire()

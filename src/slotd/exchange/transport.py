@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import httpx
+import trio
 
 from slotd.errors import UpstreamTimeout, UpstreamUnavailable
 from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
@@ -121,6 +122,18 @@ class _RemoteResponse:
             raise BrokenUpstream(str(exc) or type(exc).__name__, connected=True, got_bytes=True) from exc
         return b""
 
+    async def unwind(self) -> None:
+        """End the body where it stands.
+
+        httpx nests generators, and closing the outermost leaves the others to
+        the garbage collector. A cancellation that begins in the innermost one
+        unwinds them all.
+        """
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async for _ in self._chunks:
+                pass
+
 
 class RemoteTransport:
     """To an upstream that slotd does not own."""
@@ -154,7 +167,11 @@ class RemoteTransport:
             raise UpstreamUnavailable(f"upstream {remote.name!r} cannot be reached: {exc}") from exc
         except httpx.HTTPError as exc:
             raise UpstreamUnavailable(f"upstream {remote.name!r} broke off: {exc}") from exc
+        remote_response = _RemoteResponse(response)
         try:
-            yield _RemoteResponse(response)
+            yield remote_response
         finally:
-            await response.aclose()
+            try:
+                await remote_response.unwind()
+            finally:
+                await response.aclose()

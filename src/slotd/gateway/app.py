@@ -132,6 +132,8 @@ def _add_models(app: QuartTrio, services: Services) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
+        # For the next list: this one shows what is known now.
+        services.dispatcher.refresh()
         return _json({"object": "list", "data": listed()})
 
     @app.get("/v1/models/<path:id>")
