@@ -109,7 +109,7 @@ class Slotd:
         self.bus = EventBus(server.event_buffer)
         self.slots = SlotManager(self.bus)
         self.records = RecordBook(server.recent_requests, self._finished)
-        self.metrics = Metrics(self.slots.snapshots, lambda: len(self.records.live()))
+        self.metrics = Metrics(self.slots.snapshots, lambda: self.records.live_count)
         self.dispatcher: Dispatcher
         self.address: tuple[str, int] = (server.host, server.port)
         self._stop = trio.Event()

@@ -32,6 +32,7 @@ __all__ = [
     "RequestNotFound",
     "RequestTooLarge",
     "RouteStale",
+    "ServerBusy",
     "ServerStopping",
     "SlotCrashLooping",
     "SlotLoadFailed",
@@ -306,6 +307,13 @@ class ActorGone(SlotdError):
             retry_after_s=1.0,
         )
         self.actor = actor
+
+
+class ServerBusy(SlotdError):
+    """More requests are under way than ``server.max_connections`` allows."""
+
+    code = "server.busy"
+    status = 503
 
 
 class ServerStopping(SlotdError):

@@ -73,7 +73,7 @@ class ServerConfig(Section):
     """Longest request head."""
 
     max_connections: int = Field(default=1024, ge=1)
-    """Clients connected at a time."""
+    """Inference requests under way at a time; further ones are refused."""
 
     queue_timeout_s: float = Field(default=300, gt=0)
     """Longest a request waits for its slot."""

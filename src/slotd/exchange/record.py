@@ -107,6 +107,10 @@ class RecordBook:
             self._recent.append(record)
             self._on_finish(record)
 
+    @property
+    def live_count(self) -> int:
+        return len(self._live)
+
     def live(self) -> tuple[RequestRecord, ...]:
         return tuple(self._live.values())
 

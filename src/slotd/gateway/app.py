@@ -14,7 +14,14 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
-from slotd.errors import NoRouteFound, RequestInvalid, RequestNotFound, RequestTooLarge, SlotdError
+from slotd.errors import (
+    NoRouteFound,
+    RequestInvalid,
+    RequestNotFound,
+    RequestTooLarge,
+    ServerBusy,
+    SlotdError,
+)
 from slotd.events import Event, Gap, Subscription
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.render import envelope, error_response
@@ -101,11 +108,15 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
 
 def _add_relay(app: QuartTrio, services: Services) -> None:
     write_timeout_s = services.config.server.write_timeout_s
+    limit = services.config.server.max_connections
     run = secrets.token_hex(4)
     count = itertools.count(1)
 
     async def relay() -> Response:
         endpoint = ENDPOINTS[request.path]
+        # Inference only: management is never refused because inference is busy.
+        if services.records.live_count >= limit:
+            raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
         body = await _body()
         inbound = Inbound(
             id=f"req-{run}-{next(count)}",
