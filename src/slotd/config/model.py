@@ -160,9 +160,6 @@ class MemoryConfig(Section):
     reserve_mb: Count = 1024
     """Always left free."""
 
-    max_wait_s: float = Field(default=30, gt=0)
-    """Longest a load waits while requests for the loaded model overtake it."""
-
 
 class ProcessConfig(Section):
     """How engines' processes are run."""

@@ -97,7 +97,8 @@ class Loading(Queueing):
                 if s.state is S.STARTING:
                     self._do(fx.Probe(generation))
             case ev.LaunchFailed(_, fault):
-                self._set(alive=None)
+                # Stopped between its spawn and the first word: it may have been announced.
+                self._set(alive=None, pid=None, address=None)
                 if s.state is S.UNLOADING:
                     self._unloaded()
                 elif s.state is S.STARTING:

@@ -25,7 +25,7 @@ from slotd.slot import messages as ev
 from slotd.slot.commands import Commands
 from slotd.slot.slot import Ending, Goal, Slot, SlotSpec, Waiter, next_deadline
 from slotd.slot.state import Fault, SlotState
-from slotd.slot.turn import TTL
+from slotd.slot.turn import PHASE, TTL
 
 __all__ = ["Ending", "Goal", "Slot", "SlotSpec", "Waiter", "next_deadline", "step"]
 
@@ -83,6 +83,7 @@ class _Machine(Commands):
             case _:
                 assert_never(event)
         self._watch_abandonment()
+        self._watch_remains()
 
     # --- deadlines ------------------------------------------------------------------
 
@@ -146,5 +147,19 @@ class _Machine(Commands):
                 fault = Fault("unkillable", "the engine did not end within its stop and kill time-outs")
                 self._move(S.ERROR, fault.reason)
                 self._fail(fault)
+            case S.ERROR if s.alive is not None:
+                # Commands have waited for remains that do not go; as above, `alive` stays.
+                self._fail(Fault("unkillable", "the last engine has still not ended; nothing can be started"))
             case _:
                 pass
+
+    def _watch_remains(self) -> None:
+        """In ``error``, commands wait a bounded time for the last engine to be gone."""
+        s = self.slot
+        if s.state is not S.ERROR:
+            return  # every other state that must end has armed its own
+        waited_for = s.alive is not None and bool(s.pending)
+        if waited_for and PHASE not in s.deadlines:
+            self._arm(PHASE, s.spec.stop_timeout_s + 2 * s.spec.kill_timeout_s)
+        elif not waited_for:
+            self._disarm(PHASE)

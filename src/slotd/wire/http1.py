@@ -1,3 +1,329 @@
-from slotd.exchange.http1 import *  # noqa
-from slotd.exchange.http1 import Http1Pool, Http1Response, ConnectFailed, UpstreamBroken
-from slotd.exchange.http1_wire import BadResponse
+"""A lean HTTP/1.1 client for the engines of one slot generation.
+
+This is the relay's path, so it does little: one request, one response, body
+bytes as they come. No redirects, no proxies, no TLS, no decompression, no
+time-outs but the one on connecting: the caller puts its own around it.
+
+Reuse is conservative. A connection is kept only after a response that ended by
+itself, was not an event stream, allows keep-alive and left nothing behind; it
+is looked at once more before it is used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from slotd.wire.http1_conn import Connection, SocketAddress
+from slotd.wire.http1_wire import BadResponse, ResponseReader, encode_request
+
+__all__ = ["BadResponse", "ConnectFailed", "Http1Pool", "Http1Response", "UpstreamBroken"]
+
+
+class ConnectFailed(Exception):
+    """No connection could be made. The cause is chained (an :class:`OSError`), unless the pool was closed."""
+
+
+class UpstreamBroken(Exception):
+    """The connection ended before the response did: by the peer, by a failure, or closed on this side.
+
+    ``bytes_received`` tells whether any byte of the response had arrived; if
+    not, nothing is known about what the engine has done with the request.
+    """
+
+    def __init__(self, message: str, *, bytes_received: bool) -> None:
+        super().__init__(message)
+        self.bytes_received = bytes_received
+
+
+class Http1Pool:
+    """Connections to one engine (one slot generation).
+
+    Makes as many as there are requests at once (leases bound that) and keeps at
+    most ``max_idle``, each for at most ``idle_s`` seconds, checked when the
+    pool is used. Owned by whoever runs the slot's exchanges, in one trio run.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connect_timeout_s: float = 5.0,
+        max_idle: int = 32,
+        idle_s: float = 30.0,
+        max_head_bytes: int = 65536,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._host_header = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
+        self._addresses = _literal(host, port)
+        self._connect_timeout_s = connect_timeout_s
+        self._max_idle = max_idle
+        self._idle_s = idle_s
+        self._max_head_bytes = max_head_bytes
+        self._closed = False
+        self._in_use: set[Connection] = set()
+        self._idle: deque[Connection] = deque()  # the longest idle first
+        self._opened = 0
+        self._reused = 0
+
+    @property
+    def in_use(self) -> int:
+        """Connections that are being opened or carry a request whose response has not ended."""
+        return len(self._in_use)
+
+    @property
+    def idle(self) -> int:
+        """Connections kept for reuse."""
+        return len(self._idle)
+
+    @property
+    def opened(self) -> int:
+        """Connections made so far."""
+        return self._opened
+
+    @property
+    def reused(self) -> int:
+        """How often an idle connection was taken for a request so far."""
+        return self._reused
+
+    async def request(
+        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> Http1Response:
+        """Send a request; return once the response's head is there. Interim responses are skipped.
+
+        The caller must end the response: ``async with``, or :meth:`Http1Response.abort`
+        in a ``finally``. ``Host`` and ``Content-Length`` are set here, other
+        headers go out as given. A body too big for the kernel's buffers is sent
+        while the response is awaited and read, so an early answer is seen.
+
+        Raises :class:`ConnectFailed`, :class:`UpstreamBroken`,
+        :class:`BadResponse`, or :class:`ValueError` for a request that cannot
+        be written. Cancelled or failed: the connection is closed.
+        """
+        buffers = encode_request(method, target, self._host_header, headers, body)
+        # Nothing is sent for a caller that is already gone: engines run a
+        # request to its end even when nobody reads the answer.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        conn = self._take_idle()
+        if conn is not None:
+            try:
+                return await self._exchange(conn, method, buffers)
+            except UpstreamBroken as exc:
+                if exc.bytes_received or self._closed:
+                    raise
+            # The peer closed a kept connection as the request went out: its
+            # right at any time, and all but always the request was not read.
+            # If it was, the engine ended without a word in the middle of it;
+            # sending it once more then costs a repeated computation at most
+            # (engines keep no state between requests), or finds the engine
+            # dead. On a fresh connection neither holds: that break is told.
+        conn = await self._connect()
+        return await self._exchange(conn, method, buffers)
+
+    def close(self) -> None:
+        """Close every connection, synchronously; requests under way get :class:`UpstreamBroken` at once.
+
+        Those still connecting, and every later request, get
+        :class:`ConnectFailed`. Idempotent. Call it inside the trio run.
+        """
+        self._closed = True
+        for conn in (*self._idle, *self._in_use):
+            conn.close()
+        self._idle.clear()
+        self._in_use.clear()
+
+    # --- inside --------------------------------------------------------------
+
+    async def _exchange(self, conn: Connection, method: bytes, buffers: Sequence[bytes]) -> Http1Response:
+        """One attempt on a connection that is in use; the connection is closed unless this returns."""
+        response = Http1Response(self, conn, ResponseReader(method, max_head_bytes=self._max_head_bytes))
+        begun = False
+        try:
+            conn.start_send(buffers)
+            await response._read_head()
+            begun = True
+        finally:
+            if not begun:
+                response.abort()
+        return response
+
+    async def _connect(self) -> Connection:
+        where = f"{self._host}:{self._port}"
+        if self._closed:
+            raise ConnectFailed(f"{where}: this engine's connections have been closed")
+        conn = Connection()
+        self._in_use.add(conn)
+        opened = False
+        try:
+            with trio.move_on_after(self._connect_timeout_s) as scope:
+                await conn.open(self._addresses or await _resolve(self._host, self._port))
+                opened = True
+            if scope.cancelled_caught:
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        except OSError as exc:
+            raise ConnectFailed(f"{where} cannot be reached: {exc.strerror or exc}") from exc
+        except trio.ClosedResourceError as exc:
+            raise ConnectFailed(f"{where}: closed while connecting") from exc
+        finally:
+            if not opened:
+                self._retire(conn, keep=False)
+        self._opened += 1
+        return conn
+
+    def _take_idle(self) -> Connection | None:
+        """The most recently used idle connection that is still good, now in use."""
+        self._expire()
+        while self._idle:
+            conn = self._idle.pop()
+            if conn.is_quiet():
+                self._reused += 1
+                self._in_use.add(conn)
+                return conn
+            conn.close()
+        return None
+
+    def _retire(self, conn: Connection, *, keep: bool) -> None:
+        """The connection's request is over: keep it for reuse, or close it."""
+        self._in_use.discard(conn)
+        if keep:
+            conn.idle_since = trio.current_time()
+            self._idle.append(conn)
+            self._expire()
+        else:
+            conn.close()
+
+    def _expire(self) -> None:
+        oldest = trio.current_time() - self._idle_s
+        while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_since < oldest):
+            self._idle.popleft().close()
+
+
+class Http1Response:
+    """A response whose head has arrived. Made by :meth:`Http1Pool.request`; read by one task at a time.
+
+    ``headers`` are as received, hop-by-hop ones included. Leaving the ``async
+    with`` block, :meth:`aclose` and :meth:`abort` all do the same.
+    """
+
+    __slots__ = ("_conn", "_pool", "_reader", "headers", "http_version", "reason", "status")
+
+    def __init__(self, pool: Http1Pool, conn: Connection, reader: ResponseReader) -> None:
+        self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.http_version = ""
+        self._pool = pool
+        self._reader = reader
+        self._conn: Connection | None = conn  # None once it is someone else's or closed
+
+    @property
+    def complete(self) -> bool:
+        """Whether the natural end was seen and every body byte has been handed out."""
+        return self._reader.drained
+
+    async def receive_some(self) -> bytes:
+        """Decoded body bytes: whatever has arrived, in one piece; ``b""`` at the natural end.
+
+        Raises :class:`UpstreamBroken` if the connection ends first, also after
+        :meth:`abort` or :meth:`Http1Pool.close`, and :class:`BadResponse`; after
+        either, nothing is left to clean up. Always a point of cancellation; a
+        schedule point only when nothing was there yet. Cancelled: no byte is
+        lost, but the response must still be ended.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        reader = self._reader
+        while True:
+            if not reader.ended and (self._conn is None or self._conn.closed):
+                raise self._broken("the connection was closed on this side")
+            if data := reader.take():
+                return data
+            if reader.ended:
+                return b""
+            await self._advance()
+
+    def abort(self) -> None:
+        """End the exchange now: close the connection, unless the response has ended. Idempotent."""
+        if self._conn is not None:
+            self._finish(keep=False)
+
+    async def aclose(self) -> None:
+        """:meth:`abort`, then a checkpoint."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    # --- inside --------------------------------------------------------------
+
+    async def _read_head(self) -> None:
+        reader = self._reader
+        while not reader.head_done:
+            await self._advance()
+        self.status = reader.status
+        self.reason = reader.reason
+        self.headers = reader.headers
+        self.http_version = reader.http_version
+
+    async def _advance(self) -> None:
+        """Read once from the connection; at the natural end, give the connection back."""
+        conn, reader = self._conn, self._reader
+        assert conn is not None
+        try:
+            data = await conn.receive(reader.wanted)
+            if data:
+                reader.feed(data)
+            elif not reader.feed_eof():
+                raise self._broken("the engine closed the connection") from conn.send_error
+        except OSError as exc:
+            self.abort()
+            raise self._broken(f"the connection broke: {exc.strerror or exc}") from exc
+        except trio.ClosedResourceError as exc:
+            self.abort()
+            raise self._broken("the connection was closed on this side") from exc
+        except (BadResponse, UpstreamBroken):
+            self.abort()
+            raise
+        if reader.ended:
+            self._finish(keep=reader.reusable and conn.all_sent)
+
+    def _broken(self, what: str) -> UpstreamBroken:
+        when = "in the middle of its response" if self._reader.any_bytes else "before any response"
+        return UpstreamBroken(f"{what} {when}", bytes_received=self._reader.any_bytes)
+
+    def _finish(self, *, keep: bool) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._reader.close()
+            self._pool._retire(conn, keep=keep)
+
+
+def _literal(host: str, port: int) -> list[SocketAddress]:
+    """The addresses of a literal host; none for a name, which takes a look-up."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return []
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def _resolve(host: str, port: int) -> list[SocketAddress]:
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slotd.exchange.assemble.errors import AssemblyTooLarge
 from slotd.exchange.assemble.shape import Assembled, Shape
-from slotd.exchange.sse import EventParser, EventTooLarge
+from slotd.wire.sse import EventParser, EventTooLarge
 
 __all__ = ["Assembly"]
 

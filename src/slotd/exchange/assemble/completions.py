@@ -24,7 +24,7 @@ import msgspec
 
 from slotd.exchange.assemble.errors import MalformedStream, NotAssemblable
 from slotd.exchange.assemble.shape import ABSENT, DONE, Budget, Shape, decode, given, kept, tokens
-from slotd.exchange.sse import Event
+from slotd.wire.sse import Event
 
 __all__ = ["Completions"]
 

@@ -27,7 +27,7 @@ import msgspec
 
 from slotd.exchange.assemble.errors import NotAssemblable
 from slotd.exchange.assemble.shape import ABSENT, Budget, Shape, decode, kept, tokens
-from slotd.exchange.sse import Event
+from slotd.wire.sse import Event
 
 __all__ = ["Messages"]
 
@@ -97,11 +97,13 @@ class Messages(Shape):
         self._at: dict[int, _ToolUse] = {}  # by block index, as last announced
 
     def event(self, event: Event) -> None:
+        if event.name == "error":
+            self.failed_by_event(event)
+            return
         found = decode(_decoder, event.data)
         kind = found.type or event.name
-        error = kept(found.error)
-        if event.name == "error" or error is not None:
-            self.failed(error or msgspec.Raw(event.data))
+        if (error := kept(found.error)) is not None:
+            self.failed(error)
         elif kind == "message_start" and found.message is not None:
             self._start = found.message
             self._add_usage(found.message.usage)

@@ -23,7 +23,7 @@ import msgspec
 
 from slotd.exchange.assemble.errors import MalformedStream, NotAssemblable
 from slotd.exchange.assemble.shape import ABSENT, Budget, Shape, decode, kept, tokens
-from slotd.exchange.sse import Event
+from slotd.wire.sse import Event
 
 __all__ = ["Responses"]
 
@@ -46,11 +46,13 @@ class Responses(Shape):
         self._output: list[dict[str, Any]] = []
 
     def event(self, event: Event) -> None:
+        if event.name == "error":
+            self.failed_by_event(event)
+            return
         found = decode(_decoder, event.data)
         kind = found.type or event.name
-        error = kept(found.error)
-        if event.name == "error" or error is not None:
-            self.failed(error or msgspec.Raw(event.data))
+        if (error := kept(found.error)) is not None:
+            self.failed(error)
         elif kind == "response.completed":
             response = kept(found.response)
             if response is None:

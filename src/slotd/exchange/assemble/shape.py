@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from slotd.exchange.assemble.errors import AssemblyTooLarge, IncompleteStream, MalformedStream
-from slotd.exchange.sse import Event
+from slotd.wire.sse import Event
 
 __all__ = [
     "ABSENT",
@@ -93,12 +93,24 @@ class Shape:
         self._error = Assembled(error_status(error), b'{"error":' + bytes(error) + b"}")
         self.done = True
 
+    def failed_by_event(self, event: Event) -> None:
+        """An ``error`` event: its data is the error object, in an envelope or bare."""
+        error = kept(decode(_envelope_decoder, event.data).error)
+        self.failed(error or msgspec.Raw(event.data))
+
     def result(self) -> Assembled:
         if self._error is not None:
             return self._error
         if not self.done:
             raise IncompleteStream("the engine's stream ended before its answer was complete")
         return Assembled(200, msgspec.json.encode(self.answer()))
+
+
+class _Envelope(msgspec.Struct):
+    error: msgspec.Raw = ABSENT
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
 class _Error(msgspec.Struct):

@@ -12,7 +12,7 @@ from http1_peer import BIG, CHUNKED, OK, Peer, against, body_of, fetch, get, pos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slotd.exchange.http1 import Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Http1Pool, UpstreamBroken
 
 EVENTS = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,7 +1,7 @@
 """HTTP/1.1 messages as bytes: write a request, read a response. No I/O.
 
 :func:`encode_request` and :class:`ResponseReader` are all the client knows of
-the protocol; sockets live in :mod:`slotd.exchange.http1_conn`. The grammar is
+the protocol; sockets live in :mod:`slotd.wire.http1_conn`. The grammar is
 llhttp's (through httptools), strict: what it does not accept is
 :class:`BadResponse`.
 """

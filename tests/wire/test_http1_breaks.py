@@ -12,9 +12,9 @@ import trio
 import trio.testing
 from http1_peer import BIG, CHUNKED, OK, Peer, Script, against, body_of, fetch, post, says
 
-from slotd.exchange import http1_conn
-from slotd.exchange.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
-from slotd.exchange.http1_conn import Connection, is_self_connected
+from slotd.wire import http1_conn
+from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1_conn import Connection, is_self_connected
 
 # --- half-dead keep-alive -----------------------------------------------------
 

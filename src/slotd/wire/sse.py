@@ -42,13 +42,12 @@ class EventParser:
     the bytes fed, however small the chunks are.
     """
 
-    __slots__ = ("_data", "_held", "_limit", "_name", "_partial", "_skip_lf", "_started")
+    __slots__ = ("_data", "_limit", "_name", "_partial", "_skip_lf", "_started")
 
     def __init__(self, *, max_event_bytes: int) -> None:
         self._limit = max_event_bytes
-        self._partial: list[bytes] = []  # pieces of the line being read
-        self._data: list[bytes] = []  # data lines of the event being read
-        self._held = 0
+        self._partial = bytearray()  # the line being read
+        self._data: bytearray | None = None  # of the event being read, lines joined
         self._name = ""
         self._skip_lf = False  # the last chunk ended in CR: an LF next belongs to it
         self._started = False  # past the place where a byte order mark may stand
@@ -56,7 +55,7 @@ class EventParser:
     @property
     def idle(self) -> bool:
         """True between events: nothing would be lost if the stream ended here."""
-        return not self._partial and not self._data and not self._name
+        return not self._partial and self._data is None and not self._name
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that ``chunk`` completes, in order."""
@@ -70,13 +69,11 @@ class EventParser:
         for piece in chunk.splitlines(keepends=True):  # on bytes: LF, CRLF and CR only
             line = piece.rstrip(b"\r\n")
             if len(line) == len(piece):
-                self._hold(len(piece))
-                self._partial.append(piece)
+                self._fits(len(self._partial) + len(piece) + len(self._data or b""))
+                self._partial += piece
                 break
             if self._partial:
-                self._held -= sum(map(len, self._partial))
-                self._partial.append(line)
-                line = b"".join(self._partial)
+                line = bytes(self._partial + line)
                 self._partial.clear()
             if not self._started:
                 self._started = True
@@ -92,19 +89,20 @@ class EventParser:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
-            self._hold(len(value) + 1)
-            self._data.append(value)
+            self._fits(len(self._data or b"") + len(value) + 1)
+            if self._data is None:
+                self._data = bytearray(value)
+            else:
+                self._data += b"\n" + value
         elif name == b"event":
-            if len(value) > self._limit:
-                raise EventTooLarge(self._limit)
+            self._fits(len(value))
             self._name = value.decode("utf-8", "replace")
 
     def _dispatch(self) -> Event | None:
         name, data = self._name, self._data
-        self._name, self._data, self._held = "", [], 0
-        return Event(name, b"\n".join(data)) if data else None
+        self._name, self._data = "", None
+        return None if data is None else Event(name, bytes(data))
 
-    def _hold(self, size: int) -> None:
-        self._held += size
-        if self._held > self._limit:
+    def _fits(self, size: int) -> None:
+        if size > self._limit:
             raise EventTooLarge(self._limit)
