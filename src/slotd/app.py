@@ -91,6 +91,7 @@ def slot_identity(config: Config, slot: SlotConfig) -> SlotIdentity:
         labels=tuple(labels),
         aliases=tuple(slot.aliases),
         default=slot.default,
+        log_tail_lines=config.process.log_tail_lines,
     )
 
 

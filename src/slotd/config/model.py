@@ -170,7 +170,7 @@ class ProcessConfig(Section):
     port_last: Port = 42999
     """Last of them."""
 
-    log_kb: int = Field(default=256, ge=1)
+    log_kb: int = Field(default=256, ge=8)
     """Log kept in memory of each engine."""
 
     log_tail_lines: Count = 20

@@ -30,7 +30,8 @@ from slotd.wire.http1 import Http1Pool
 
 __all__ = ["SlotActor", "SlotIdentity"]
 
-LOG_TAIL_LINES = 20
+KEEP_ALIVE_S = 4.0
+"""llama.cpp closes idle connections after 5 s; one that is about to be closed is no help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class SlotIdentity:
     labels: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     default: bool = False
+    log_tail_lines: int = 20
 
 
 class _Engine:
@@ -275,7 +277,7 @@ class SlotActor(Actor[ev.Message]):
 
         def started(handle: EngineHandle) -> None:
             engine.handle = handle
-            engine.http = Http1Pool(handle.address.host, handle.address.port)
+            engine.http = Http1Pool(handle.address.host, handle.address.port, idle_s=KEEP_ALIVE_S)
             self.mailbox.post(ev.Started(generation, handle.address, handle.pid))
             if engine.stop_grace_s is not None:
                 handle.request_stop(engine.stop_grace_s)
@@ -285,7 +287,7 @@ class SlotActor(Actor[ev.Message]):
             loading = self._slot.state in (SlotState.STARTING, SlotState.WARMING)
             if loading and engine.handle is not None:
                 engine.port_taken = engine.handle.stranger_listens()
-            self.mailbox.post(ev.Exited(generation, status, self._logs.tail(LOG_TAIL_LINES)))
+            self.mailbox.post(ev.Exited(generation, status, self._logs.tail(self._identity.log_tail_lines)))
 
         try:
             with engine.scope:
@@ -303,7 +305,9 @@ class SlotActor(Actor[ev.Message]):
                 }
                 self._bus.publish(types.SLOT_STOPPED, stopped, slot=self._slot.spec.name)
                 self.mailbox.post(
-                    ev.Gone(generation, report, self._logs.tail(LOG_TAIL_LINES), engine.port_taken)
+                    ev.Gone(
+                        generation, report, self._logs.tail(self._identity.log_tail_lines), engine.port_taken
+                    )
                 )
                 return
         except SlotdError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import trio
 
 from slotd.actor import ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Snapshot, Supervisor
-from slotd.errors import ServerStopping, SlotNotFound
+from slotd.errors import ActorGone, ServerStopping, SlotNotFound
 from slotd.events import EventBus, Subscription, types
 from slotd.names import nearest
 from slotd.process.logs import LogRing
@@ -124,6 +124,9 @@ class SlotManager:
                     models=(),
                     pid=None,
                     address=None,
+                    draining=False,
+                    progress=None,
+                    progress_phase="",
                 )
             )
         self._bus.publish(
@@ -221,7 +224,10 @@ class SlotManager:
                     nursery.start_soon(self._shutdown_one, name)
 
     async def _shutdown_one(self, name: str) -> None:
-        await self._command(name, ev.Shutdown)
+        # A crash is as good as a stop, and no reason to leave the others: the
+        # actor took its engine with it, and its next incarnation starts none.
+        with suppress(ActorGone):
+            await self._command(name, ev.Shutdown)
 
     async def _command(self, name: str, make: Callable[[str], ev.Command]) -> None:
         event = make(f"command-{next(self._ids)}")
