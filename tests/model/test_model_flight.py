@@ -14,9 +14,9 @@ from model_server import FileServer, find
 from slotd.errors import ActorGone
 from slotd.model.errors import ModelFetchFailed
 from slotd.model.fetch_http import Patience
-from slotd.model.files import try_flock
+from slotd.model.files import Staged, try_flock
 from slotd.model.progress import Progress
-from slotd.model.source import ModelRef
+from slotd.model.source import HttpSource, ModelRef
 from slotd.model.store import ModelStore
 
 BODY = os.urandom(400_000)
@@ -175,21 +175,37 @@ async def test_a_broken_callback_hurts_its_own_asker_only(
     assert good.path is not None
 
 
+@pytest.mark.parametrize("parallel", [1, 2])
 async def test_downloads_at_a_time_are_bounded(
-    store: ModelStore, server: FileServer, nursery: trio.Nursery
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, parallel: int
 ) -> None:
-    first = Asker(store, ModelRef("m", server.url))
-    second = Asker(store, ModelRef("n", server.url + "2"))
-    nursery.start_soon(first.run)
-    await until(arrived(first))
-    nursery.start_soon(second.run)
-    await until(lambda: bool(second.seen))
-    assert second.seen[-1].phase == "waiting"
-    assert len(server.requests) == 1
-    server.go_on.set()
+    """Each stand-in download stays until nothing else can move: unbounded, all three would meet."""
+    inside: set[str] = set()
+    peaks: list[int] = []
+    waiting: list[bool] = []
+
+    async def meet(source: HttpSource, staging: Path, *_: object, **__: object) -> Staged:
+        inside.add(source.url)
+        await trio.testing.wait_all_tasks_blocked()
+        peaks.append(len(inside))
+        waiting.append(any(asker.seen[-1].phase == "waiting" for asker in askers if asker.seen))
+        inside.remove(source.url)
+        staged = staging / "staged"
+        await trio.Path(staged).write_bytes(b"x")
+        return Staged(staged, "0" * 64)
+
+    monkeypatch.setattr("slotd.model.store.fetch_http", meet)
+    store = ModelStore(tmp_path / "models", parallel=parallel)
+    await nursery.start(store.run)
+    askers = [Asker(store, ModelRef("m", f"http://127.0.0.1:1/{n}.bin")) for n in range(3)]
+    for asker in askers:
+        nursery.start_soon(asker.run)
     with trio.fail_after(10):
-        await second.done.wait()
-    assert second.path is not None
+        for asker in askers:
+            await asker.done.wait()
+    assert all(asker.path is not None for asker in askers)
+    assert max(peaks) == parallel
+    assert waiting[0]
 
 
 async def test_another_process_s_download_is_waited_for(
