@@ -203,18 +203,20 @@ async def healths(engine: Worker, client: httpx.AsyncClient) -> list[int]:
     return seen
 
 
-@pytest.fixture(scope="session")
-def demo_model() -> str:
-    path = os.environ.get("SLOTD_TEST_GGUF", "")
-    if not path or not Path(path).is_file():
-        pytest.skip("SLOTD_TEST_GGUF does not name the demo model's file")
-    pytest.importorskip("xllamacpp")
-    return path
-
-
 @pytest.mark.real_engine
-async def test_from_refused_over_loading_to_chat(tmp_path: Path, demo_model: str) -> None:
-    argv = ["-m", demo_model, "--alias", "smol", "-c", "512", "--cache-ram", "0", "--no-webui", "--metrics"]
+async def test_from_refused_over_loading_to_chat(tmp_path: Path, demo_model: Path) -> None:
+    argv = [
+        "-m",
+        str(demo_model),
+        "--alias",
+        "smol",
+        "-c",
+        "512",
+        "--cache-ram",
+        "0",
+        "--no-webui",
+        "--metrics",
+    ]
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         with worker(tmp_path, argv) as engine:
             assert await healths(engine, client) == [0, 503, 200]
@@ -236,8 +238,8 @@ async def test_from_refused_over_loading_to_chat(tmp_path: Path, demo_model: str
 
 
 @pytest.mark.real_engine
-async def test_embeddings(tmp_path: Path, demo_model: str) -> None:
-    argv = ["-m", demo_model, "--alias", "vectors", "--embedding", "--pooling", "mean", "-c", "512"]
+async def test_embeddings(tmp_path: Path, demo_model: Path) -> None:
+    argv = ["-m", str(demo_model), "--alias", "vectors", "--embedding", "--pooling", "mean", "-c", "512"]
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         with worker(tmp_path, argv) as engine:
             await healths(engine, client)
@@ -247,7 +249,7 @@ async def test_embeddings(tmp_path: Path, demo_model: str) -> None:
 
 
 @pytest.mark.real_engine
-async def test_what_the_engine_refuses(tmp_path: Path, demo_model: str) -> None:
+async def test_what_the_engine_refuses(tmp_path: Path, demo_model: Path) -> None:
     corrupt = tmp_path / "corrupt.gguf"
     with open(demo_model, "rb") as whole:  # noqa: ASYNC230 # a test
         await trio.Path(corrupt).write_bytes(whole.read(100_000))
