@@ -260,7 +260,7 @@ async def test_what_the_engine_refuses(tmp_path: Path, demo_model: Path) -> None
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with worker(tmp_path, ["-m", demo_model], port) as engine, trio.fail_after(2):
+        with worker(tmp_path, ["-m", str(demo_model)], port) as engine, trio.fail_after(2):
             assert await ended(engine.process) == 1
             assert "couldn't bind" in engine.words()
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import structlog
 import trio
 
 from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
@@ -22,6 +23,7 @@ from slotd.errors import (
     RequestCancelled,
     RouteStale,
     SlotdError,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from slotd.exchange.assemble import (
@@ -33,7 +35,7 @@ from slotd.exchange.assemble import (
 )
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.headers import for_client, for_upstream
-from slotd.exchange.inbound import Head, Inbound, Outbound, read_head
+from slotd.exchange.inbound import ClientGone, Head, Inbound, Outbound, read_head
 from slotd.exchange.record import RecordBook, RequestRecord, UsageTail
 from slotd.exchange.relay import StallLimits, Watch, relay_bytes, relay_events
 from slotd.exchange.render import error_response, sse_error
@@ -42,6 +44,8 @@ from slotd.slot.lease import Lease
 from slotd.slot.manager import SlotManager
 
 __all__ = ["Exchange"]
+
+log = structlog.get_logger("slotd")
 
 FATE_WAIT_S = 0.25
 """How long to wait for the slot's word on why a connection broke."""
@@ -115,11 +119,12 @@ class Exchange:
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         """Answer the request, whatever happens; returns when the answer is complete.
 
-        Typed errors become an error response, or the last event of a stream
-        that has begun. A body that has begun and is no event stream can only
-        be broken off: :class:`BrokenUpstream` (or the error) is raised then,
-        for the adapter to close the connection. Cancelled when the client
-        leaves.
+        Errors become an error response, or the last event of a stream that has
+        begun; one that is not typed is a bug, is logged, and ends this request
+        alone. A body that has begun and is no event stream can only be broken
+        off: the typed error is raised then, for the adapter to close the
+        connection. :class:`ClientGone` passes through. Cancelled when the
+        client leaves.
         """
         record = RequestRecord(
             inbound.id,
@@ -137,16 +142,12 @@ class Exchange:
             if record.scope.cancelled_caught:
                 record.outcome = "error"
                 await self._fail(carriage, RequestCancelled("an operator cancelled this request"))
-        except trio.Cancelled:
-            # Clients hang up once they have read the end, often before we get
-            # to see it ourselves.
-            if record.outcome == "live":
-                record.outcome = "ok" if carriage.answered() else "client_gone"
-            raise
         finally:
             record.tokens_in, record.tokens_out = carriage.usage.read()
             if record.outcome == "live":
-                record.outcome = "error"
+                # Cancelled, bare or in a group. Clients hang up once they have
+                # read the end, often before we get to see it ourselves.
+                record.outcome = "ok" if carriage.answered() else "client_gone"
             self._records.close(record)
 
     async def _answer(self, carriage: _Carriage) -> None:
@@ -154,6 +155,11 @@ class Exchange:
             await self._carry(carriage)
         except SlotdError as error:
             await self._fail(carriage, error)
+        except ClientGone:
+            raise
+        except Exception:
+            log.exception("a request met a bug", request=carriage.record.id, path=carriage.record.path)
+            await self._fail(carriage, SlotdError("slotd itself failed at this request; its log says why"))
         else:
             status = carriage.record.status or 0
             carriage.record.outcome = "ok" if status < 400 else "error"
@@ -269,7 +275,7 @@ class Exchange:
             await self._forward(carriage, self._remote(name), body)
         except BrokenUpstream as exc:
             raise UpstreamUnavailable(f"upstream {name!r} broke off its answer: {exc}") from exc
-        except UpstreamUnavailable:
+        except (UpstreamUnavailable, UpstreamTimeout):
             self._dispatcher.report_failure(name)
             raise
 
@@ -291,7 +297,7 @@ class Exchange:
         watch.progressed()
         if record.first_byte_s is None:
             record.first_byte_s = record.elapsed()
-        await carriage.start(response.status, for_client(response.headers, keep_length=True))
+        await carriage.start(response.status, for_client(response.headers))
         if carriage.events:
             await relay_events(response, carriage.out, watch, record, carriage.usage, carriage.gate)
         else:

@@ -30,9 +30,8 @@ class FrameGate:
         if data.endswith((b"\n\n", b"\r\n\r\n")):
             self.clean = True
             return data
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4)
-        if end <= 3:  # neither was found (-1 + 2 and -1 + 4)
-            end = 0
+        lf, crlf = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+        end = max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
         if end:
             self.clean = True
         if len(data) - end > self._limit:

@@ -33,6 +33,9 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"x-conversation-id",
 }
 
+_OURS = frozenset({b"server", b"date", b"x-request-id"})
+"""What slotd says of itself; a second voice would only make it ambiguous."""
+
 
 def for_upstream(headers: Headers) -> list[tuple[bytes, bytes]]:
     """A client's request headers (lower-case names) as the upstream gets them."""
@@ -44,20 +47,23 @@ def for_upstream(headers: Headers) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def for_client(headers: Headers, *, keep_length: bool) -> list[tuple[bytes, bytes]]:
+def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     """An upstream's response headers as the client gets them.
 
-    ``keep_length``: the body is relayed unchanged, so its length still holds.
+    A body is relayed unchanged, so its length still holds; that of an event
+    stream does not, since an error event may have to follow what has come.
     """
     lowered = [(k.lower(), v) for k, v in headers]
     named = _named_by_connection(lowered)
+    events = any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in lowered)
     return [
         (k, v)
         for k, v in lowered
         if k not in _HOP_BY_HOP
         and k not in named
-        and k not in (b"server", b"date")
-        and (keep_length or k != b"content-length")
+        and k not in _OURS
+        and not k.startswith(b"x-slotd-")
+        and not (events and k == b"content-length")
     ]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from slotd.capability.endpoints import Endpoint
 from slotd.exchange.assemble.splice import top_level
+from slotd.exchange.multipart import short_fields
 
-__all__ = ["Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
+__all__ = ["ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -34,18 +34,24 @@ class Inbound:
     wait: bool = True
 
 
+class ClientGone(Exception):
+    """Nobody reads the answer any more, though no hang-up has been seen."""
+
+
 class Outbound(Protocol):
     """Where the answer goes: the adapter of a web framework.
 
-    A client that leaves cancels the task that runs the exchange; a client
-    that reads nothing for ``write_timeout_s`` does so too.
+    A client that leaves cancels the task that runs the exchange.
     """
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send the response head. Exactly once, before any :meth:`send`."""
 
     async def send(self, data: bytes) -> None:
-        """Send body bytes, waiting while the client cannot take more."""
+        """Send body bytes, waiting while the client cannot take more.
+
+        Raises :class:`ClientGone` if it takes nothing for ``write_timeout_s``.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +76,7 @@ def read_head(endpoint: Endpoint, body: bytes) -> Head:
     Raises :class:`slotd.errors.InvalidJson`.
     """
     if endpoint.body == "multipart" and body[:2] == b"--":
-        return Head(_multipart_field(body, b"model"), _multipart_field(body, b"stream") == "true")
+        fields = short_fields(body, (b"model", b"stream"))
+        return Head(fields.get(b"model") or None, fields.get(b"stream") == "true")
     fields = top_level(body)
     return Head(fields.model, fields.stream)
-
-
-def _multipart_field(body: bytes, name: bytes) -> str | None:
-    """A short text field of a multipart body.
-
-    The part's head is looked for behind a boundary line only, so that file
-    content that looks like one is not taken for it.
-    """
-    boundary = body[: body.find(b"\r\n")]
-    if len(boundary) < 3:
-        return None
-    pattern = re.compile(
-        re.escape(boundary)
-        + rb'\r\n(?:[^\r\n]+\r\n)*?[Cc]ontent-[Dd]isposition:[^\r\n]*;\s*name="?'
-        + re.escape(name)
-        + rb'"?(?:;[^\r\n]*)?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n'
-    )
-    found = pattern.search(body)
-    if found is None:
-        return None
-    return found.group(1).decode("utf-8", "replace") or None

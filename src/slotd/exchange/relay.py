@@ -105,5 +105,7 @@ async def relay_events(
             record.bytes_out += len(ready)
         watch.progressed()
     if rest := gate.rest():
+        watch.pause()
         await out.send(rest)
+        usage.feed(rest)
         record.bytes_out += len(rest)

@@ -95,15 +95,19 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
                 f"the request body is larger than server.max_body_mb = {server.max_body_mb}"
             )
             return _error(too_large, ENDPOINTS.get(request.path))
+        endpoint = ENDPOINTS.get(request.path)
+        status = error.code or 500
+        if status >= 500:
+            return _error(SlotdError("slotd itself failed at this request; its log says why"), endpoint)
         invalid = RequestInvalid(f"{request.method} {request.path}: {error.description or error.name}")
         if error.code == 404:
             paths = sorted({str(r.rule) for r in app.url_map.iter_rules()})
             invalid.details["close"] = close_names(request.path, paths)
-        document = envelope(invalid)
+        document = envelope(invalid, endpoint.dialect if endpoint else "openai")
         document["error"]["code"] = {404: "request.no_such_path", 405: "request.method_not_allowed"}.get(
-            error.code or 500, "request.invalid"
+            status, "request.invalid"
         )
-        return _json(document, error.code or 500)
+        return _json(document, status)
 
 
 def _add_relay(app: QuartTrio, services: Services) -> None:
@@ -111,13 +115,20 @@ def _add_relay(app: QuartTrio, services: Services) -> None:
     limit = services.config.server.max_connections
     run = secrets.token_hex(4)
     count = itertools.count(1)
+    receiving = 0
 
     async def relay() -> Response:
         endpoint = ENDPOINTS[request.path]
         # Inference only: management is never refused because inference is busy.
-        if services.records.live_count >= limit:
+        nonlocal receiving
+        if services.records.live_count + receiving >= limit:
             raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
-        body = await _body()
+        # Bodies that are still coming in count too: they are what takes memory.
+        receiving += 1
+        try:
+            body = await _body()
+        finally:
+            receiving -= 1
         inbound = Inbound(
             id=f"req-{run}-{next(count)}",
             method="POST",
@@ -269,8 +280,10 @@ def _add_streams(app: QuartTrio, services: Services) -> None:
     async def logs(name: str) -> Response:
         ring = services.slots.logs(name)
         if request.args.get("follow", "0") in ("", "0"):
-            lines = int(request.args.get("lines", "1000"))
-            text = "".join(line + "\n" for line in ring.tail(lines))
+            lines = request.args.get("lines", "1000")
+            if not (lines.isascii() and lines.isdigit() and len(lines) < 10):
+                raise RequestInvalid(f"lines={lines!r} is not a count of lines", param="lines")
+            text = "".join(line + "\n" for line in ring.tail(int(lines)))
             return Response(text, content_type="text/plain; charset=utf-8")
 
         async def body() -> AsyncIterator[bytes]:

@@ -31,7 +31,8 @@ def check_key(headers: _Headers, keys: frozenset[str]) -> None:
         raise AuthRequired(
             "this server needs an API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
         )
-    candidate = given.encode()
+    # Header text is latin-1 by the letter; what was meant is its bytes.
+    candidate = given.encode("latin-1", "replace")
     # Every key is compared, so that the time taken tells nothing.
     if sum(hmac.compare_digest(candidate, key.encode()) for key in keys) == 0:
         raise AuthForbidden("this API key is not known here")

@@ -21,8 +21,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 
 from slotd.errors import SlotdError
 from slotd.exchange.exchange import Exchange
-from slotd.exchange.inbound import Inbound
-from slotd.exchange.transport import BrokenUpstream
+from slotd.exchange.inbound import ClientGone, Inbound
 
 __all__ = ["AnswerCutShort", "RequestConnection", "relay_response"]
 
@@ -90,8 +89,13 @@ class _ChannelOut:
     async def send(self, data: bytes) -> None:
         # The generator takes the next chunk once the last is with the kernel;
         # a client that reads nothing for so long has gone, whatever TCP says.
-        with trio.fail_after(self._write_timeout_s):
-            await self._chunks.send(data)
+        try:
+            with trio.fail_after(self._write_timeout_s):
+                await self._chunks.send(data)
+        except trio.TooSlowError as exc:
+            raise ClientGone(f"nothing was read for {self._write_timeout_s:g} s") from exc
+        except trio.BrokenResourceError as exc:
+            raise ClientGone("the response has been dropped") from exc
 
 
 async def _pump(
@@ -106,7 +110,7 @@ async def _pump(
     with chunks:
         try:
             await exchange.run(inbound, _ChannelOut(chunks, task_status, write_timeout_s))
-        except (SlotdError, BrokenUpstream, trio.TooSlowError, trio.BrokenResourceError) as exc:
+        except (SlotdError, ClientGone) as exc:
             outcome["error"] = exc
 
 
