@@ -218,12 +218,16 @@ class Slotd:
     ) -> None:
         config, server = self.config, self.config.server
         secrets = self._loaded.secrets
-        auth = {}
+        auth: dict[str, dict[str, str]] = {}
+        keys: dict[str, str] = {}
         for name, u in config.upstreams.items():
-            shown = auth_header(u.auth, secrets.upstream_keys.get(name))
+            key = secrets.upstream_keys.get(name)
+            shown = auth_header(u.auth, key)
             auth[name] = {} if shown is None else {shown[0]: shown[1]}
+            if key is not None:
+                keys[u.key_env] = key.get_secret_value()
         outside = Outside(
-            fetch=CatalogFetcher(client),
+            fetch=CatalogFetcher(client, keys),
             slots=self.slots.snapshots,
             store=FileStore(state / "catalogs.json"),
             on_trouble=lambda words: log.warning(words),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "ActorGone",
+    "AnswerTooLarge",
     "AuthForbidden",
     "AuthRequired",
     "CapabilityMismatch",
@@ -272,6 +273,13 @@ class EngineLost(SlotdError):
     """
 
     code = "slot.engine_lost"
+    status = 502
+
+
+class AnswerTooLarge(SlotdError):
+    """A non-streaming answer that slotd puts together has outgrown its bound."""
+
+    code = "slot.answer_too_large"
     status = 502
 
 

@@ -46,6 +46,7 @@ def main(model: str, kind: str) -> None:
     params.n_ctx, params.n_parallel = (4096, 4) if kind == "chat" else (256, 2)
     params.kv_unified = kind == "tight"
     params.n_threads_http = 16
+    params.cpuparams.n_threads = 1  # its threads spin while they wait for each other: bad on a busy machine
     params.cache_ram_mib = 0
     params.cache_prompt = False  # the same request twice must do the same work
     params.use_jinja = True

@@ -95,7 +95,7 @@ def test_text_that_the_stream_left_out_is_noticed(assembly_engine: Engine, case:
 def test_a_message_that_begins_inside_a_character_is_noticed_at_once(assembly_engine: Engine) -> None:
     request = {
         "messages": [{"role": "user", "content": "Repeat this text exactly and nothing else:\n🌟🌟"}],
-        "max_tokens": 400,
+        "max_tokens": 12,
         "temperature": 0,
         "system": "Answer with stars only: 🌟🌟🌟🌟🌟🌟🌟🌟🌟🌟",
     }

@@ -1,8 +1,7 @@
 """slotd with real engines, as its users run it: a process, a config like the demo's, sockets.
 
-A pytest plugin: test modules name it in ``pytest_plugins``. What the tests see
-is what a user could see: slotd's own pages, the engine's own ``/slots``, and
-the process table.
+What the tests see is what a user could see: slotd's own pages, the engine's own
+``/slots``, and the process table. The shared ``site`` is in ``real_fixtures``.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 import anthropic
 import httpx
 import openai
-import pytest
 
 from slotd.testing import SlotdProcess, config_text
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
+BATCH = 128
 POLL_S = 0.004
 LOAD_S = 60.0
 """A load takes half a second, on a machine with nothing else to do."""
@@ -54,15 +53,46 @@ def demo_slots() -> dict[str, dict[str, Any]]:
 def write_config(
     folder: Path,
     slots: Mapping[str, Mapping[str, Any]],
-    source: str,
-    server: Mapping[str, Any] | None = None,
+    models: Mapping[str, str],
 ) -> Path:
-    """A config on a free port whose one model, ``smollm2``, comes from ``source``."""
+    """A config on a free port, with these models' sources."""
     path = folder / "slotd.toml"
-    settings = {"state_dir": str(folder / "state"), **(server or {})}
-    model = f"[models.smollm2]\nsource = {json.dumps(source)}\n"
-    path.write_text(config_text(slots, server=settings, more=model))
+    more = "".join(f"[models.{name}]\nsource = {json.dumps(source)}\n" for name, source in models.items())
+    path.write_text(config_text(slots, server={"state_dir": str(folder / "state")}, more=more))
     return path
+
+
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+You may call functions, as json within <tool_call></tool_call> XML tags:
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools>
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content or '' }}
+{%- if message.tool_calls %}{% for call in message.tool_calls %}
+<tool_call>
+{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def narrow_slot() -> dict[str, Any]:
+    """A slot for one request at a time, which reads prompts in small batches and knows tools."""
+    options = {
+        "ctx_size": 2048,
+        "threads": THREADS,
+        "batch_size": BATCH,
+        "ubatch_size": BATCH,
+        "chat_template": TEMPLATE,
+    }
+    return {"type": "llm", "engine": "llama-cpp", "model": "smollm2", "max_parallel": 1, "options": options}
 
 
 # --- a running slotd, from outside ---------------------------------------------------
@@ -82,6 +112,11 @@ class Engine:
         answer = self.http.get("/slots")
         answer.raise_for_status()
         return [slot for slot in answer.json() if slot["is_processing"]]
+
+    def cpu_s(self) -> float:
+        """Processor time it has used: tells whether it works without disturbing it."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def decoded(self) -> int:
         """Tokens generated so far by the requests under way; 0 while prompts are read."""
@@ -138,15 +173,37 @@ class Site:
         rows: list[dict[str, Any]] = self.get("/api/requests")["recent"]
         return rows
 
+    def last_event(self) -> int:
+        """The number of the latest event."""
+        with self.http.stream("GET", "/api/events") as answer:
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    return int(line[4:])
+        raise AssertionError("the event stream told nothing")
+
+    def moves(self, name: str, after: int, last: str) -> list[tuple[str, str]]:
+        """The slot's transitions after an event's number, up to the first into ``last``."""
+        seen: list[tuple[str, str]] = []
+        kind = ""
+        with self.http.stream("GET", "/api/events", params={"after": after}, timeout=LOAD_S) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    kind = line[7:]
+                elif line.startswith("data: ") and kind == "slot.transition":
+                    event = json.loads(line[6:])
+                    if event["slot"] == name:
+                        seen.append((event["from"], event["to"]))
+                        if event["to"] == last:
+                            return seen
+        raise AssertionError(f"the event stream ended after {seen}")
+
     def quiet(self, name: str) -> bool:
         """No lease, no queue, no live request."""
         row = self.slot(name)
         return row["leases"] == 0 and row["queued"] == 0 and not self.live()
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
-        )
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
 
     def anthropic(self) -> anthropic.Anthropic:
         return anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0, timeout=120)
@@ -161,14 +218,6 @@ def running(config: Path, env: Mapping[str, str] | None = None) -> Iterator[Site
             yield site
         finally:
             site.close()
-
-
-@pytest.fixture(scope="session")
-def site(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The demo's slots with the real engine. Tests leave it idle, and its slots as they like."""
-    config = write_config(tmp_path_factory.mktemp("site"), demo_slots(), f"file:{demo_model}")
-    with running(config) as slotd:
-        yield slotd
 
 
 # --- waiting and measuring -----------------------------------------------------------
@@ -232,10 +281,12 @@ class Caller:
         self._socket.close()
 
 
-def long_request(path: str, *, stream: bool, tokens: int = 1500, prompt: str = "Count.") -> dict[str, Any]:
+def long_request(
+    path: str, *, stream: bool, model: str = "smollm2", tokens: int = 1500, prompt: str = "Count."
+) -> dict[str, Any]:
     """A request whose answer takes long: it runs on past the end of text."""
     body: dict[str, Any] = {
-        "model": "smollm2",
+        "model": model,
         "temperature": 0,
         "ignore_eos": True,
         "stream": stream,

@@ -108,6 +108,8 @@ class World:
         if s.ending is not None and s.state in UP:
             assert s.state is SlotState.SERVING, "only a slot with leases drains"
             assert "drain" in s.deadlines
+        if s.state is SlotState.ERROR and s.alive is not None and s.pending:
+            assert "phase" in s.deadlines, "a command waits for the last engine without a bound"
         if s.stopping:
             assert not any(p.up for p in s.pending)
 

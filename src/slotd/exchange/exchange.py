@@ -19,6 +19,7 @@ import trio
 
 from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
 from slotd.errors import (
+    AnswerTooLarge,
     EngineLost,
     RequestCancelled,
     RouteStale,
@@ -29,6 +30,7 @@ from slotd.errors import (
 from slotd.exchange.assemble import (
     Assembly,
     AssemblyError,
+    AssemblyTooLarge,
     NotAssemblable,
     plan_assembly,
     set_field,
@@ -323,6 +325,8 @@ class Exchange:
                     answer = assembly.finish()
                 except NotAssemblable:
                     raise
+                except AssemblyTooLarge as exc:
+                    raise AnswerTooLarge(f"{exc}; ask for a stream instead") from exc
                 except AssemblyError as exc:
                     raise BrokenUpstream(str(exc), connected=True, got_bytes=True) from exc
             watch.pause()

@@ -76,7 +76,7 @@ def read_head(endpoint: Endpoint, body: bytes) -> Head:
     Raises :class:`slotd.errors.InvalidJson`.
     """
     if endpoint.body == "multipart" and body[:2] == b"--":
-        fields = short_fields(body, (b"model", b"stream"))
-        return Head(fields.get(b"model") or None, fields.get(b"stream") == "true")
+        short = short_fields(body, (b"model", b"stream"))
+        return Head(short.get(b"model") or None, short.get(b"stream") == "true")
     fields = top_level(body)
     return Head(fields.model, fields.stream)

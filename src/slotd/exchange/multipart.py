@@ -16,6 +16,9 @@ __all__ = ["short_fields"]
 HEAD_MAX = 8192
 """The longest part head that is looked at; bytes."""
 
+PARTS_MAX = 1000
+"""How many parts are looked at."""
+
 VALUE_MAX = 512
 """The longest value of a field; bytes."""
 
@@ -36,20 +39,19 @@ def short_fields(body: bytes, names: Collection[bytes]) -> dict[bytes, str]:
         return {}
     found: dict[bytes, str] = {}
     delimiter = b"\r\n" + boundary
-    at = end
-    while at >= 0 and len(found) < len(names):
-        # `at` is the end of a boundary line.
-        head_end = body.find(b"\r\n\r\n", at, at + HEAD_MAX)
-        following = body.find(delimiter, head_end + 2 if head_end >= 0 else at)
+    at = end  # where a boundary line ends
+    for _ in range(PARTS_MAX):
+        following = body.find(delimiter, at)
         if following < 0:
             break
+        head_end = body.find(b"\r\n\r\n", at, min(at + HEAD_MAX, following + 2))
         if head_end >= 0 and following - (head_end + 4) <= VALUE_MAX:
             name = _name(body[at:head_end])
-            if name in names and name not in found:
-                found[name] = body[head_end + 4 : following].decode("utf-8", "replace")
+            if name is not None and name in names:
+                found.setdefault(name, body[head_end + 4 : following].decode("utf-8", "replace"))
         at = following + len(delimiter)
-        if body[at : at + 2] != b"\r\n":
-            break  # the closing boundary, or not one of ours
+        if len(found) == len(names) or body[at : at + 2] != b"\r\n":
+            break  # all there is to know, or the closing boundary
     return found
 
 

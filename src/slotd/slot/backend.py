@@ -44,6 +44,12 @@ class Abilities:
 
     def note(self) -> str | None:
         """What a user should know, for the slot's snapshot."""
+        if self.nonstream_cancel == "assemble":
+            return (
+                "a non-streaming request stops when its client leaves, except where the engine's stream "
+                "lacks what its answer has: chat with logprobs, a prefilled assistant turn, and an answer "
+                "cut by its token limit inside a stop string, a tool call or a character"
+            )
         if self.nonstream_cancel == "close":
             return (
                 "when the client of a non-streaming request leaves, slotd closes the connection; "

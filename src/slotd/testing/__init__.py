@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slotd.testing.fake_knobs import Knobs, command
-    from slotd.testing.harness import FakeEngine, Harness, SlotdProcess, config_text, fake_slot, run_harness
+    from slotd.testing.harness import (
+        FakeEngine,
+        FakeServer,
+        Harness,
+        SlotdProcess,
+        config_text,
+        fake_slot,
+        run_harness,
+    )
 
 __all__ = [
     "FakeEngine",
+    "FakeServer",
     "Harness",
     "Knobs",
     "SlotdProcess",

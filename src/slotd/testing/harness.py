@@ -28,7 +28,16 @@ from slotd.slot.state import SlotSnapshot, SlotState
 from slotd.testing.fake_knobs import Knobs, command
 from slotd.wire.http1 import Http1Pool
 
-__all__ = ["FakeEngine", "Harness", "SlotdProcess", "config_text", "fake_slot", "run_harness", "toml"]
+__all__ = [
+    "FakeEngine",
+    "FakeServer",
+    "Harness",
+    "SlotdProcess",
+    "config_text",
+    "fake_slot",
+    "run_harness",
+    "toml",
+]
 
 
 # --- configuration ------------------------------------------------------------------
@@ -208,6 +217,51 @@ async def run_harness(
             yield Harness(slotd)
         finally:
             slotd.stop()
+
+
+class FakeServer:
+    """A fake engine that slotd did not start: an upstream, or the server of an ``external`` slot.
+
+    A context manager; blocks for its start, a fraction of a second.
+    """
+
+    def __init__(self, knobs: Knobs | None = None) -> None:
+        self._argv = command(knobs, port="0")
+        self._process: subprocess.Popen[str] | None = None
+        self.engine = FakeEngine("", 0)
+
+    @property
+    def url(self) -> str:
+        """Its address without ``/v1``."""
+        return f"http://{self.engine.host}:{self.engine.port}"
+
+    def __enter__(self) -> FakeServer:
+        self._process = subprocess.Popen(
+            self._argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "listening on http://" in line:
+                host, _, port = line.split("http://")[1].strip().rpartition(":")
+                self.engine = FakeEngine(host, int(port))
+                return self
+        self.__exit__(None, None, None)
+        raise RuntimeError("the fake engine ended before it listened")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def kill(self) -> None:
+        """SIGKILL, now. Returns when it has ended."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
 
 # --- as a process ------------------------------------------------------------------------
