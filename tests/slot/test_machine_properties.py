@@ -235,14 +235,15 @@ class SlotMachine(RuleBasedStateMachine):
     def late_word(self, kind: str, back: int) -> None:
         """An engine that has been replaced says something."""
         old = self.world.slot.generation - back
-        event: ev.Event = {
+        events: dict[str, ev.Event] = {
             "Ready": ev.Ready(old, ("old",)),
             "Exited": ev.Exited(old, ExitStatus(0)),
             "Gone": ev.Gone(old, StopReport(ExitStatus(0))),
             "Started": ev.Started(old, Address("127.0.0.1", 2), 8),
             "Pulled": ev.Pulled(old),
             "Stranger": ev.StrangerFound(old),
-        }[kind]
+        }
+        event = events[kind]
         if old == self.world.slot.alive:
             return
         before = self.world.slot
@@ -300,8 +301,9 @@ def test_left_alone_it_comes_to_rest(seed: int) -> None:
             case 0 | 1:
                 world.ask(ev.Acquire(world.new_id("lease"), "", rng.random() < 0.8))
             case 2:
-                kind = rng.choice([ev.Load, ev.Unload, ev.Restart, ev.Kill])
-                world.ask(kind(world.new_id("command")))
+                id = world.new_id("command")
+                commands: list[ev.Command] = [ev.Load(id), ev.Unload(id), ev.Restart(id), ev.Kill(id)]
+                world.ask(rng.choice(commands))
             case 3 | 4:
                 world.engine_step(rng.choice(["start", "open", "ready", "exit", "gone"]))
             case 5:

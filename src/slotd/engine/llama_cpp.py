@@ -67,10 +67,14 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callabl
         if number:
             argv += [flag, str(number)]
     pooling = options.pooling
-    if slot.type == "embedding":
-        argv += ["--embeddings"]
-    elif slot.type == "reranking":
-        argv += ["--embeddings", "--reranking"]
+    pools = slot.type in ("embedding", "reranking")
+    if pools if options.embedding is None else options.embedding:
+        # With a cache for each sequence, inputs of different lengths that are
+        # computed together are cut into batches of equal lengths, and a vector
+        # is then pooled from the last cut alone: wrong, without any error.
+        argv += ["--embeddings", "--kv-unified"]
+    if slot.type == "reranking":
+        argv += ["--reranking"]
         pooling = pooling or "rank"
     if pooling:
         argv += ["--pooling", pooling]
