@@ -11,6 +11,7 @@ process of their own, with scripted delays. See ``benchmarks/README.md``.
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,26 +20,30 @@ import trio
 from rich.console import Console
 
 from cold_start import matrix, plot, report
-from cold_start.measure import Settings, measure_cell
+from cold_start.measure import Settings, measure
 from cold_start.remotes import start_remotes
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path(__file__).parent.parent / ".cache" / "benchmarks"
 NAME = "cold_start_prefetch"
 
 
-async def measure(
+async def measure_all(
     cells: Sequence[matrix.Cell], settings: Settings, console: Console
 ) -> list[report.CellSummary]:
     most = max(c.remotes for c in cells)
-    summaries = []
+    gc.freeze()  # imports are not gone through at every collection
     async with trio.open_nursery() as nursery:
         remotes = await start_remotes(nursery, live=most, dead=most // 2)
-        await measure_cell(matrix.WARM_UP, remotes, replace(settings, repeats=1))
-        for number, cell in enumerate(cells, start=1):
-            with console.status(f"cell {number} of {len(cells)}: {cell}"):
-                summaries.append(report.summarise(await measure_cell(cell, remotes, settings)))
+        with console.status("starting") as status:
+
+            def told(repeat: int, cell: matrix.Cell) -> None:
+                status.update(f"round {repeat + 1} of {settings.repeats}: {cell}")
+
+            await measure([matrix.WARM_UP], remotes, replace(settings, repeats=1), told)
+            runs = await measure(cells, remotes, settings, told)
         await remotes.close()
-    return summaries
+    return [report.summarise(run) for run in runs]
 
 
 def main() -> None:
@@ -49,7 +54,7 @@ def main() -> None:
 
     async def timed() -> tuple[list[report.CellSummary], float]:
         started = trio.current_time()
-        summaries = await measure(options.cells, settings, console)
+        summaries = await measure_all(options.cells, settings, console)
         return summaries, trio.current_time() - started
 
     summaries, took_s = trio.run(timed)
@@ -78,14 +83,14 @@ def _options() -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results go (default: results/; with --quick, results/quick/)",
+        help="where results go (default: results/; with --quick, .cache/benchmarks/)",
     )
     options = parser.parse_args()
     quick = options.quick
     options.cells = matrix.quick() if quick else matrix.full()
     options.repeats = options.repeats or (3 if quick else 9)
     options.baseline_timeout = options.baseline_timeout or (2.0 if quick else 8.0)
-    options.out = options.out or (RESULTS / "quick" if quick else RESULTS)
+    options.out = options.out or (QUICK_RESULTS if quick else RESULTS)
     if options.repeats < 1 or options.baseline_timeout <= 0:
         parser.error("--repeats and --baseline-timeout must be positive")
     return options

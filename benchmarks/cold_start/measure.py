@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from cold_start.remotes import WANTED, Remotes
 from slotd.dispatch import DispatchLimits, UpstreamEntry
 from slotd.dispatch.remote import CatalogFetcher, new_client
 
-__all__ = ["CellResult", "Policy", "Settings", "Trial", "measure_cell"]
+__all__ = ["CellRun", "Policy", "Settings", "Trial", "measure"]
 
 Policy: TypeAlias = Literal["slotd", "wait for all"]
 
@@ -52,39 +52,54 @@ class Trial:
     owed_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class CellResult:
+@dataclass(slots=True)
+class CellRun:
+    """A cell under measurement. ``baseline_spent_s``: what its baseline has cost so far."""
+
     cell: Cell
-    trials: dict[Policy, list[Trial]]
+    trials: dict[Policy, list[Trial]] = field(default_factory=lambda: {"slotd": [], "wait for all": []})
+    baseline_spent_s: float = 0.0
 
 
-async def measure_cell(cell: Cell, remotes: Remotes, settings: Settings) -> CellResult:
-    """Run the policies alternately, each first in half of the trials."""
-    trials: dict[Policy, list[Trial]] = {"slotd": [], "wait for all": []}
-    spent = 0.0
+async def measure(
+    cells: Sequence[Cell], remotes: Remotes, settings: Settings, told: Callable[[int, Cell], None]
+) -> list[CellRun]:
+    """All cells, once over for each repeat.
+
+    In rounds, so that a spell of other load on the machine falls on a few
+    trials of every cell, which their medians bear, and not on all of one.
+    ``told`` hears the repeat and the cell before each.
+    """
+    runs = [CellRun(cell) for cell in cells]
     for repeat in range(settings.repeats):
-        order: list[Policy] = ["slotd"]
-        if repeat == 0 or spent < settings.baseline_budget_s:
-            order.insert(repeat % 2, "wait for all")
-        trial = plan(cell, settings.seed, repeat)
-        async with new_client() as client:
-            fetch = CatalogFetcher(client, {})
-            entries = await remotes.script(trial)
-            alone_s = await _alone(entries[trial.wanted], fetch)
-            for policy in order:
-                await remotes.script(trial)  # counts from zero
-                started = trio.current_time()
-                times, missed = await _run(policy, entries, trial, cell.requests, fetch, settings)
-                if policy == "wait for all":
-                    spent += trio.current_time() - started
-                calls = tuple(await remotes.counts(trial))
-                owed = trial.owed_to_order(settings.limits.prefetch_grace_s)
-                trials[policy].append(Trial(times, missed, calls, alone_s, owed))
-    return CellResult(cell, trials)
+        for run in runs:
+            told(repeat, run.cell)
+            await _repeat(run, repeat, remotes, settings)
+    return runs
+
+
+async def _repeat(run: CellRun, repeat: int, remotes: Remotes, settings: Settings) -> None:
+    """Both policies against one trial, in turns as to which is first; the baseline only while it may."""
+    order: list[Policy] = ["slotd"]
+    if repeat == 0 or run.baseline_spent_s < settings.baseline_budget_s:
+        order.insert(repeat % 2, "wait for all")
+    trial = plan(run.cell, settings.seed, repeat)
+    async with new_client() as client:
+        fetch = CatalogFetcher(client, {})
+        entries = await remotes.script(trial)
+        alone_s = await _alone(entries[trial.wanted], fetch)
+        for policy in order:
+            await remotes.script(trial)  # counts from zero
+            started = trio.current_time()
+            times, missed = await _run(policy, entries, trial, run.cell.requests, fetch, settings)
+            if policy == "wait for all":
+                run.baseline_spent_s += trio.current_time() - started
+            calls = tuple(await remotes.counts(trial))
+            owed = trial.owed_to_order(settings.limits.prefetch_grace_s)
+            run.trials[policy].append(Trial(times, missed, calls, alone_s, owed))
 
 
 async def _alone(wanted: UpstreamEntry, fetch: CatalogFetcher) -> float:
-    gc.collect()
     started = trio.current_time()
     models = await fetch(wanted)
     assert WANTED in models
@@ -100,7 +115,7 @@ async def _run(
     settings: Settings,
 ) -> tuple[tuple[float, ...], int]:
     """All requests at once, from cold. Returns their times, and how many found no route."""
-    gc.collect()
+    gc.collect()  # what the last run left is not this one's to clear
     wanted = entries[trial.wanted].name
     times: list[float] = []
     missed = 0

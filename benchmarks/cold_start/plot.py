@@ -23,6 +23,7 @@ def draw(cells: Sequence[CellSummary], path: Path, timeout_s: float) -> bool:
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     crowds = sorted({c.requests for c in cells})
@@ -54,12 +55,14 @@ def draw(cells: Sequence[CellSummary], path: Path, timeout_s: float) -> bool:
     for axes in grid[-1]:
         axes.set_xlabel("remotes")
     handles, labels = grid[0][0].get_legend_handles_labels()
+    handles.append(Line2D([], [], linestyle="", marker="o", markersize=11, color="0.3", fillstyle="none"))
+    labels.append("found no route")
     figure.suptitle(
         f"Cold start: time to route (median, bar up to p95); remotes answer in {LATENCIES[LATENCY]}; "
         f"dotted: the baseline's time-out, {timeout_s:g} s",
         fontsize=12,
     )
-    figure.legend(handles, labels, loc="lower center", ncols=2, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     figure.savefig(path, dpi=90, metadata={"Software": None})
     pyplot.close(figure)
@@ -89,11 +92,9 @@ def _line(
         capsize=3,
         label=label,
     )
-    for cell, policy in zip(cells, found, strict=True):
-        if policy.missed:
-            text = f"{policy.missed:.0%} missed"
-            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(text, (cell.remotes, policy.p95_ms), fontsize=7, color=color, **place)
+    missed = [(c.remotes, p.median_ms) for c, p in zip(cells, found, strict=True) if p.missed]
+    if missed:
+        axes.scatter(*zip(*missed, strict=True), s=140, facecolors="none", edgecolors=color, zorder=3)
 
 
 def _time(ms: float, _: object) -> str:

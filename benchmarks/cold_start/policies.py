@@ -15,7 +15,7 @@ from slotd.dispatch import (
     UpstreamEntry,
     compile_table,
 )
-from slotd.dispatch.remote import CatalogFetcher
+from slotd.dispatch.actor import Fetch
 from slotd.errors import NoRouteFound
 
 __all__ = ["BASELINE_PARALLEL", "Resolve", "WaitForAll", "slotd_resolver"]
@@ -38,7 +38,7 @@ class WaitForAll:
     others here: all have arrived before it can be filled.)
     """
 
-    def __init__(self, remotes: Sequence[UpstreamEntry], fetch: CatalogFetcher, timeout_s: float) -> None:
+    def __init__(self, remotes: Sequence[UpstreamEntry], fetch: Fetch, timeout_s: float) -> None:
         self._remotes = remotes
         self._fetch = fetch
         self._timeout_s = timeout_s
@@ -61,7 +61,7 @@ class WaitForAll:
 
 
 async def slotd_resolver(
-    nursery: trio.Nursery, remotes: Sequence[UpstreamEntry], fetch: CatalogFetcher, limits: DispatchLimits
+    nursery: trio.Nursery, remotes: Sequence[UpstreamEntry], fetch: Fetch, limits: DispatchLimits
 ) -> Resolve:
     """A dispatcher that knows nothing yet, running in ``nursery``. No slots, no kept catalogs."""
     dispatcher = Dispatcher(compile_table([], remotes, [], limits), Outside(fetch, dict))

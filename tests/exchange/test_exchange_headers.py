@@ -26,7 +26,12 @@ def test_what_is_about_one_hop_ends_here(name: str) -> None:
 
 
 def test_what_connection_names_is_about_this_hop_too() -> None:
-    headers = [(b"connection", b"close, X-One ,x-two"), (b"x-one", b"1"), (b"x-two", b"2"), (b"x-three", b"3")]
+    headers = [
+        (b"connection", b"close, X-One ,x-two"),
+        (b"x-one", b"1"),
+        (b"x-two", b"2"),
+        (b"x-three", b"3"),
+    ]
     assert for_upstream(headers) == [(b"x-three", b"3")]
     named = [(b"Connection", b"X-One"), (b"X-One", b"1"), (b"X-Three", b"3")]
     assert for_client(named) == [(b"x-three", b"3")]
@@ -51,7 +56,12 @@ def test_what_is_for_slotd_does_not_reach_the_upstream(name: str) -> None:
 
 
 def test_everything_else_goes_on_in_order_with_repetitions() -> None:
-    headers = [(b"content-type", b"a/b"), (b"x-a", b"1"), (b"x-a", b"2"), (b"anthropic-version", b"2023-06-01")]
+    headers = [
+        (b"content-type", b"a/b"),
+        (b"x-a", b"1"),
+        (b"x-a", b"2"),
+        (b"anthropic-version", b"2023-06-01"),
+    ]
     assert for_upstream(headers) == headers
     assert for_client(headers) == headers
 

@@ -27,7 +27,7 @@ def every_error() -> Iterator[SlotdError]:
             yield kind("what happened", param="model", details={"slot": "chat", "path": Path("/x")})
 
 
-@pytest.mark.parametrize("error", every_error(), ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("error", list(every_error()), ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 def test_every_error_renders_in_both_dialects(error: SlotdError, dialect: Dialect) -> None:
     status, headers, body = error_response(error, dialect)

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import statistics
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ import httpx
 import openai
 
 from slotd.testing import SlotdProcess, config_text
+from slotd.testing.harness import FIRST_PORT, WINDOW, WINDOWS
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 2
@@ -58,6 +60,9 @@ def write_config(
     """A config on a free port, with these models' sources."""
     path = folder / "slotd.toml"
     more = "".join(f"[models.{name}]\nsource = {json.dumps(source)}\n" for name, source in models.items())
+    # A window of ports for each test process, as the harness has them.
+    first = FIRST_PORT + os.getpid() % WINDOWS * WINDOW
+    more += f"[process]\nport_first = {first}\nport_last = {first + WINDOW - 1}\n"
     path.write_text(config_text(slots, server={"state_dir": str(folder / "state")}, more=more))
     return path
 
@@ -127,6 +132,33 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+class Watcher:
+    """A reader of the event stream."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+
+    def next(self, kind: str) -> dict[str, Any]:
+        """The next event of this kind; others are passed over."""
+        here = False
+        for line in self._lines:
+            if line.startswith("event: "):
+                here = line[7:] == kind
+            elif line.startswith("data: ") and here:
+                event: dict[str, Any] = json.loads(line[6:])
+                return event
+        raise AssertionError(f"the event stream ended without {kind}")
+
+    def states(self, name: str, last: str) -> list[str]:
+        """The states that the slot goes through next, up to ``last``."""
+        seen: list[str] = []
+        while not seen or seen[-1] != last:
+            event = self.next("slot.transition")
+            if event["slot"] == name:
+                seen.append(event["to"])
+        return seen
+
+
 class Site:
     """A slotd process and what its users do with it."""
 
@@ -173,29 +205,13 @@ class Site:
         rows: list[dict[str, Any]] = self.get("/api/requests")["recent"]
         return rows
 
-    def last_event(self) -> int:
-        """The number of the latest event."""
-        with self.http.stream("GET", "/api/events") as answer:
-            for line in answer.iter_lines():
-                if line.startswith("id: "):
-                    return int(line[4:])
-        raise AssertionError("the event stream told nothing")
-
-    def moves(self, name: str, after: int, last: str) -> list[tuple[str, str]]:
-        """The slot's transitions after an event's number, up to the first into ``last``."""
-        seen: list[tuple[str, str]] = []
-        kind = ""
-        with self.http.stream("GET", "/api/events", params={"after": after}, timeout=LOAD_S) as answer:
-            for line in answer.iter_lines():
-                if line.startswith("event: "):
-                    kind = line[7:]
-                elif line.startswith("data: ") and kind == "slot.transition":
-                    event = json.loads(line[6:])
-                    if event["slot"] == name:
-                        seen.append((event["from"], event["to"]))
-                        if event["to"] == last:
-                            return seen
-        raise AssertionError(f"the event stream ended after {seen}")
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """What happens from now on, as ``/api/events`` tells it."""
+        with self.http.stream("GET", "/api/events", timeout=LOAD_S) as answer:
+            watcher = Watcher(answer.iter_lines())
+            watcher.next("snapshot")
+            yield watcher
 
     def quiet(self, name: str) -> bool:
         """No lease, no queue, no live request."""
@@ -239,6 +255,11 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def tell(text: str) -> None:
+    """A measured result; ``pytest -rP`` shows them."""
+    sys.stdout.write(f"{text}\n")
 
 
 def summary(times: list[float]) -> str:

@@ -84,15 +84,18 @@ def _cosine(a: list[float], b: list[float]) -> float:
 
 
 def test_embeddings_with_and_without_a_name_beside_the_chat_slot(site: Site) -> None:
+    # Of different lengths: computed together, each must still be the vector of its own text.
     texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose by 2%."]
     site.load("chat")
     with site.openai() as client:
         vectors = [item.embedding for item in client.embeddings.create(model="embed", input=texts).data]
+        alone = [client.embeddings.create(model="embed", input=t).data[0].embedding for t in texts]
         unnamed = site.http.post("/v1/embeddings", json={"input": texts[0]}).json()["data"][0]["embedding"]
         # A name that nobody knows is no reason to fail where vectors are wanted.
         foreign = client.embeddings.create(model="text-embedding-3-small", input=texts[0]).data[0].embedding
     assert len(vectors[0]) == 576
     assert _cosine(vectors[0], vectors[1]) > _cosine(vectors[0], vectors[2])
+    assert all(_cosine(a, b) > 0.999 for a, b in zip(vectors, alone, strict=True))
     assert _cosine(vectors[0], unnamed) > 0.999
     assert _cosine(vectors[0], foreign) > 0.999
     assert {"ready", "idle"} >= {site.slot("chat")["state"], site.slot("embed")["state"]}
@@ -165,8 +168,7 @@ def test_sixteen_chats_are_answered_in_the_order_they_came_four_at_a_time(site: 
             # The first four are long, so that the others have to wait for them.
             answers.append(pool.submit(ask, 100 if number < 4 else 4))
             wait_until(lambda: waiting() == len(answers), 20, "in the queue")
-        while not all(answer.done() for answer in answers):
-            waiting()
+        wait_until(lambda: waiting() == 0, 60, "all answered")
         assert all(answer.result() for answer in answers)
     wait_until(lambda: site.quiet("chat"), 5, "quiet")
     records = site.finished()[:16]

@@ -45,6 +45,7 @@ async def test_a_crash_ends_the_engine_and_every_open_ask_and_the_next_request_l
             await wait_all_tasks_blocked()
             house.crash()
             await house.wait_state(S.ERROR)
+            await house.slots.mailbox("chat").wait_open()
             assert not house.backend.running, "the engine ended before the next incarnation began"
             fault = house.now().fault
             assert fault is not None
@@ -83,7 +84,8 @@ async def test_a_bug_in_a_child_is_a_crash_of_its_actor_alone(
         error = await house.use("r")
         assert isinstance(error, ActorGone)
         assert error.retry_after_s
-        await house.wait_state(S.ERROR)
+        assert house.now().state is S.ERROR
+        await house.slots.mailbox("chat").wait_open()
         assert len(crashes(house)) == 1
         assert house.now("embed").state is S.READY
         await house.slots.mailbox("chat").wait_open()
@@ -104,7 +106,8 @@ async def test_a_crash_in_the_middle_of_a_spawn_leaves_no_process(autojump_clock
         with pytest.raises(ActorGone):
             await house.slots.state("chat")
         # The spawn cannot be interrupted; what it brings forth is killed at once.
-        await house.wait_state(S.ERROR)
+        await house.slots.mailbox("chat").wait_open()
+        assert house.now().state is S.ERROR
         assert len(house.backend.engines) == 1
         assert not house.backend.running
 
@@ -176,3 +179,18 @@ async def test_shutdown_with_a_parked_slot(autojump_clock: MockClock) -> None:
         assert house.now("embed").state is S.OFFLINE
 
     await in_house(test, FakeBackend(), FakeBackend(), intensity=Intensity(max_restarts=0))
+
+
+async def test_a_crash_shows_at_once_though_its_engine_takes_time_to_end(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: house.use("r"))
+            await house.wait_state(S.STARTING)
+            house.crash()
+            await wait_all_tasks_blocked()
+            assert not house.slots.mailbox("chat").is_open
+            seen = house.now().state
+            await house.slots.mailbox("chat").wait_open()
+        assert seen is S.ERROR
+
+    await in_house(test, FakeBackend(Script(spawn_s=5)))

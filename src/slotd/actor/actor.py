@@ -50,6 +50,9 @@ class Actor(Generic[M]):
     def on_deadline(self, now: float) -> None:
         """A deadline has come. Must move :meth:`next_deadline` past ``now``."""
 
+    def crashed(self) -> None:
+        """A bug has ended this incarnation; its children are still ending. For a last word to the outside."""
+
     def finish(self) -> None:
         """End the loop after the current message: a normal end, not a crash."""
         self._finished = True
@@ -66,6 +69,10 @@ class Actor(Generic[M]):
                 # takes time, and askers need not wait for it. A child's crash
                 # comes by here too, as the loop's cancellation.
                 self.mailbox.close(exc)
+                # The nursery cancels itself only for a child's crash; a stop
+                # comes from outside it.
+                if isinstance(exc, Exception) or self.children.cancel_scope.cancel_called:
+                    self.crashed()
                 raise
             self.mailbox.close()
             self.children.cancel_scope.cancel()

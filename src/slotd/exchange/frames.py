@@ -15,32 +15,48 @@ class FrameGate:
     it ends.
     """
 
-    __slots__ = ("_held", "_limit", "clean")
+    __slots__ = ("_held", "_limit", "_size", "_tail", "clean")
 
     def __init__(self, limit: int = 1 << 20) -> None:
-        self._held = b""
+        self._held: list[bytes] = []  # joined once, when its frame ends
+        self._size = 0
+        self._tail = b""  # the last bytes held: a boundary may be cut in two
         self._limit = limit
         self.clean = True
 
     def feed(self, data: bytes) -> bytes:
         """Bytes that may be sent now (possibly none)."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        if data.endswith((b"\n\n", b"\r\n\r\n")):
+        if not self._held and data.endswith((b"\n\n", b"\r\n\r\n")):
             self.clean = True
             return data
-        lf, crlf = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+        window = self._tail + data
+        lf, crlf = window.rfind(b"\n\n"), window.rfind(b"\r\n\r\n")
         end = max(lf + 2 if lf >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
+        ready = b""
         if end:
+            # What was held has no boundary, so this one ends in the new bytes.
+            cut = end - len(self._tail)
+            self._held.append(data[:cut])
+            ready, data = self.rest(), data[cut:]
+            window = data
             self.clean = True
-        if len(data) - end > self._limit:
+        if data:
+            self._held.append(data)
+            self._size += len(data)
+            self._tail = window[-3:]
+        if self._size > self._limit:
             self.clean = False
-            return data
-        self._held = data[end:]
-        return data[:end]
+            ready += self.rest()
+        return ready
+
+    @property
+    def holds(self) -> bool:
+        """Whether part of a frame is held back."""
+        return bool(self._held)
 
     def rest(self) -> bytes:
         """What is held back, at the natural end of the stream."""
-        held, self._held = self._held, b""
+        held = b"".join(self._held)
+        self._held.clear()
+        self._size, self._tail = 0, b""
         return held

@@ -157,6 +157,14 @@ class UsageTail:
         """Whether the last event of a stream has been seen, in any dialect."""
         return any(mark in self._tail for mark in (b"data: [DONE]", b"message_stop", b"response.completed"))
 
+    def closed(self) -> bool:
+        """Whether the very last thing seen is the closing event of a stream.
+
+        Stricter than :meth:`ended`: what a model says cannot look like it, as
+        JSON escapes line ends.
+        """
+        return self._tail.endswith((b"\n\ndata: [DONE]\n\n", b'\ndata: {"type":"message_stop"}\n\n'))
+
     def read(self) -> tuple[int | None, int | None]:
         """Input and output tokens, as far as the answer tells."""
         found_in, found_out = self._IN.findall(self._tail), self._OUT.findall(self._tail)

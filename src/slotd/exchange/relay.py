@@ -11,7 +11,7 @@ from slotd.errors import StreamStalled
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.inbound import Outbound
 from slotd.exchange.record import RequestRecord, UsageTail
-from slotd.exchange.transport import Response
+from slotd.exchange.transport import BrokenUpstream, Response
 
 __all__ = ["StallLimits", "Watch", "relay_bytes", "relay_events"]
 
@@ -93,8 +93,20 @@ async def relay_events(
     usage: UsageTail,
     gate: FrameGate,
 ) -> None:
-    """Relay an event stream. What has been sent always ends on a frame boundary."""
-    while data := await response.receive_some():
+    """Relay an event stream. What has been sent always ends on a frame boundary.
+
+    An upstream that closes behind its closing event, without the end of the
+    HTTP body, has said everything: the client's body ends as it should.
+    """
+    while True:
+        try:
+            data = await response.receive_some()
+        except BrokenUpstream:
+            if gate.clean and not gate.holds and usage.closed():
+                return
+            raise
+        if not data:
+            break
         if record.first_byte_s is None:
             record.first_byte_s = record.elapsed()
         ready = gate.feed(data)

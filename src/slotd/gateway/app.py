@@ -22,15 +22,15 @@ from slotd.errors import (
     ServerBusy,
     SlotdError,
 )
-from slotd.events import Event, Gap, Subscription
+from slotd.events import Event, EventBus, Gap, Subscription
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.render import envelope, error_response
 from slotd.gateway.auth import check_key
-from slotd.gateway.connection import RequestConnection, relay_response
+from slotd.gateway.connection import RequestConnection, relay_response, request_nursery
 from slotd.gateway.services import Services
 from slotd.gateway.views import model_list, slot_view
 from slotd.names import close_names
-from slotd.process.logs import LogGap
+from slotd.process.logs import LogGap, LogSubscription
 
 __all__ = ["build_app"]
 
@@ -286,15 +286,26 @@ def _add_streams(app: QuartTrio, services: Services) -> None:
             text = "".join(line + "\n" for line in ring.tail(int(lines)))
             return Response(text, content_type="text/plain; charset=utf-8")
 
+        followed = ring.subscribe(max_lines=1000)
+        request_nursery(request.scope).start_soon(_close_at_stop, services.bus, followed)
+
         async def body() -> AsyncIterator[bytes]:
-            with ring.subscribe(max_lines=1000) as lines_of:
-                async for item in lines_of:
+            with followed:
+                async for item in followed:
                     if isinstance(item, LogGap):
                         yield f"... {item.missed} lines missed ...\n".encode()
                     else:
                         yield item.encode() + b"\n"
 
         return _stream(body(), "text/plain; charset=utf-8")
+
+
+async def _close_at_stop(bus: EventBus, followed: LogSubscription) -> None:
+    """A log never ends by itself and would hold up the drain; the bus is closed when slotd stops."""
+    with bus.subscribe(match=lambda event: False) as silence:
+        async for _ in silence:
+            pass
+    followed.close()
 
 
 def _stream(body: AsyncIterator[bytes], content_type: str) -> Response:

@@ -23,7 +23,7 @@ from slotd.errors import SlotdError
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.inbound import ClientGone, Inbound
 
-__all__ = ["AnswerCutShort", "RequestConnection", "relay_response"]
+__all__ = ["AnswerCutShort", "RequestConnection", "relay_response", "request_nursery"]
 
 _NURSERY = "slotd.request_nursery"
 
@@ -62,6 +62,12 @@ class RequestConnection(TrioASGIHTTPConnection):
             self.scope["extensions"] = {**(self.scope.get("extensions") or {}), _NURSERY: {_NURSERY: nursery}}
             nursery.start_soon(self.handle_messages, nursery, request, receiving)
             nursery.start_soon(self.handle_request, nursery, request, sending)
+
+
+def request_nursery(scope: Any) -> trio.Nursery:
+    """The nursery of the request with this ASGI scope; cancelled when the client leaves or has its answer."""
+    nursery: trio.Nursery = scope["extensions"][_NURSERY][_NURSERY]
+    return nursery
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ async def relay_response(
     scope: Any, exchange: Exchange, inbound: Inbound, write_timeout_s: float
 ) -> Response:
     """Run the exchange for this request and return a response that streams its answer."""
-    nursery: trio.Nursery = scope["extensions"][_NURSERY][_NURSERY]
+    nursery = request_nursery(scope)
     sender, receiver = trio.open_memory_channel[bytes](0)
     outcome: dict[str, BaseException] = {}
     head: _Head = await nursery.start(_pump, exchange, inbound, sender, outcome, write_timeout_s)

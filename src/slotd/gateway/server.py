@@ -1,13 +1,18 @@
-"""hypercorn, with the sockets made here."""
+"""hypercorn's HTTP on sockets and in nurseries of our own."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, LifespanState
+from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
 from slotd.config import ServerConfig
@@ -47,6 +52,23 @@ def bind(server: ServerConfig) -> socket.socket:
     return sock
 
 
+BACKLOG = 1024
+"""Connections that the kernel completes ahead of us: a burst of clients is not refused."""
+
+
+class _Connection(TCPServer):
+    """hypercorn's connection, which ends when its client has hung up.
+
+    hypercorn's own, once its client has closed an idle connection, waits until
+    its idle timer is over, with the socket half closed and two tasks: clients
+    that connect for each request would use up our file descriptors.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 async def run_server(
     app: QuartTrio,
     sock: socket.socket,
@@ -57,22 +79,31 @@ async def run_server(
 ) -> None:
     """Serve until ``stop`` returns; then stop accepting and drain for a bounded time. Takes ``sock`` over."""
     config = HypercornConfig()
-    config.bind = [f"fd://{sock.detach()}"]  # hypercorn owns and closes it now
-    config.graceful_timeout = server.shutdown_timeout_s
     config.keep_alive_timeout = 75
     config.read_timeout = None  # would also apply while an answer is under way
     config.h11_max_incomplete_size = server.max_head_kb * 1024
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None
-    await serve(app, config, shutdown_trigger=stop, task_status=_Started(task_status))
-
-
-class _Started(trio.TaskStatus[list[str]]):
-    """hypercorn tells what it bound; we only pass on that it did."""
-
-    def __init__(self, status: trio.TaskStatus[None]) -> None:
-        self._status = status
-
-    def started(self, value: object = None) -> None:
-        self._status.started()
+    sock.listen(BACKLOG)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=sock.detach())))
+    framework = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    context = WorkerContext(None)
+    state: LifespanState = {}
+    lifespan = Lifespan(framework, config, state)
+    async with listener, trio.open_nursery() as base:
+        await base.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        async with trio.open_nursery() as connections:
+            connect = partial(_Connection, framework, config, context, ConnectionState(state))
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(
+                    partial(trio.serve_listeners, connect, [listener], handler_nursery=connections)
+                )
+                task_status.started()
+                await stop()
+                accepting.cancel_scope.cancel()
+            await context.terminated.set()  # idle connections end now, busy ones after their answer
+            connections.cancel_scope.deadline = trio.current_time() + server.shutdown_timeout_s
+        await lifespan.wait_for_shutdown()
+        base.cancel_scope.cancel()

@@ -113,6 +113,11 @@ class SlotActor(Actor[ev.Message]):
     def started(self) -> None:
         self._publish()
 
+    def crashed(self) -> None:
+        """Show it now: ending the engine takes time, and nobody should be sent here meanwhile."""
+        fault = Fault("actor_crashed", "slotd's own actor for this slot crashed")
+        self._snapshot.publish(self._snapshot.value.after_crash(fault))
+
     def handle(self, message: ev.Message) -> None:
         match message:
             case ev.QueryState(reply):

@@ -113,22 +113,8 @@ class SlotManager:
         error = f"{type(crash.error).__name__}: {crash.error}"
         if entry is not None:
             fault = Fault("actor_crashed", f"slotd's own actor for this slot crashed ({error})")
-            gone = entry.snapshot.value
-            entry.snapshot.publish(
-                replace(
-                    gone,
-                    state=SlotState.ERROR,
-                    fault=fault,
-                    leases=0,
-                    queued=0,
-                    models=(),
-                    pid=None,
-                    address=None,
-                    draining=False,
-                    progress=None,
-                    progress_phase="",
-                )
-            )
+            gone = replace(entry.snapshot.value.after_crash(fault), pid=None, address=None)
+            entry.snapshot.publish(gone)
         self._bus.publish(
             types.ACTOR_CRASHED,
             {"actor": crash.name, "error": error, "restart_in_s": crash.restart_in_s},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -102,3 +102,17 @@ class SlotSnapshot:
     starts: int = 0
     nonstream_cancel: str = ""
     notes: tuple[str, ...] = field(default=())
+
+    def after_crash(self, fault: Fault) -> SlotSnapshot:
+        """What is true of a slot whose actor has crashed: nobody is served or waits any more."""
+        return replace(
+            self,
+            state=SlotState.ERROR,
+            fault=fault,
+            models=(),
+            leases=0,
+            queued=0,
+            draining=False,
+            progress=None,
+            progress_phase="",
+        )

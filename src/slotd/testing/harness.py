@@ -40,6 +40,11 @@ __all__ = [
 ]
 
 
+FIRST_PORT, WINDOWS, WINDOW = 20_000, 300, 40
+"""Each process that runs harnesses has a window of ports: slotds that start at the same moment and
+share a range reach for the same port. Below what the kernel gives to outgoing connections."""
+
+
 # --- configuration ------------------------------------------------------------------
 
 
@@ -206,10 +211,14 @@ async def run_harness(
 ) -> AsyncIterator[Harness]:
     """A slotd from a configuration text, stopped gracefully at the end of the block.
 
-    Its state directory is ``base_dir/state`` unless the text says otherwise.
+    Its state directory is ``base_dir/state`` unless the text says otherwise,
+    and its engines' ports are not those of other test processes.
     """
     if "state_dir" not in text:
         text = text.replace("[server]\n", f"[server]\nstate_dir = {toml(str(base_dir / 'state'))}\n", 1)
+    if "[process]" not in text:
+        first = FIRST_PORT + os.getpid() % WINDOWS * WINDOW
+        text += f"\n[process]\nport_first = {first}\nport_last = {first + WINDOW - 1}\n"
     slotd = Slotd(parse_config(text, "test", base_dir, env=env or {}))
     async with trio.open_nursery() as nursery:
         await nursery.start(slotd.run)

@@ -1,0 +1,141 @@
+"""The stall guard and the two relays, on virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from slotd.errors import StreamStalled
+from slotd.exchange.frames import FrameGate
+from slotd.exchange.record import RequestRecord, UsageTail
+from slotd.exchange.relay import StallLimits, Watch, relay_bytes, relay_events
+
+LIMITS = StallLimits(first_byte_s=10, idle_s=5, total_s=60)
+
+
+class Upstream:
+    """A response whose chunks come after so many seconds each."""
+
+    status = 200
+
+    def __init__(self, chunks: Sequence[tuple[float, bytes]]) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._chunks = list(chunks)
+
+    async def receive_some(self) -> bytes:
+        if not self._chunks:
+            return b""
+        seconds, data = self._chunks.pop(0)
+        await trio.sleep(seconds)
+        return data
+
+
+class Client:
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.got: list[bytes] = []
+        self._takes_s = takes_s
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+
+    async def send(self, data: bytes) -> None:
+        await trio.sleep(self._takes_s)
+        self.got.append(data)
+
+
+def record() -> RequestRecord:
+    return RequestRecord("r", "/v1/completions", "", trio.current_time(), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "progress_at", "ends_at", "key"),
+    [
+        (LIMITS, [], 10, "first_byte_timeout_s"),
+        (LIMITS, [9], 14, "idle_timeout_s"),
+        (LIMITS, [9, 13, 17], 22, "idle_timeout_s"),
+        (LIMITS, list(range(3, 60, 3)), 60, "total_timeout_s"),
+        (StallLimits(0, 5, 0), [500], 505, "idle_timeout_s"),
+        (StallLimits(0, 0, 30), [1, 2], 30, "total_timeout_s"),
+        (StallLimits(10, 0, 0), [1], None, ""),
+    ],
+)
+async def test_each_limit_ends_the_wait_with_its_own_name(
+    autojump_clock: MockClock, limits: StallLimits, progress_at: list[float], ends_at: float | None, key: str
+) -> None:
+    async def wait() -> None:
+        with Watch(limits) as watch:
+            for at in progress_at:
+                await trio.sleep_until(at)
+                watch.progressed()
+            await trio.sleep(80_000)
+
+    if ends_at is None:
+        await wait()
+        return
+    with pytest.raises(StreamStalled, match=key):
+        await wait()
+    assert trio.current_time() == pytest.approx(ends_at)
+
+
+async def test_waiting_for_the_client_is_not_the_upstreams_stall(autojump_clock: MockClock) -> None:
+    async def wait() -> None:
+        with Watch(LIMITS) as watch:
+            watch.progressed()
+            watch.pause()
+            await trio.sleep(61)
+
+    with pytest.raises(StreamStalled, match="total_timeout_s"):
+        await wait()
+    assert trio.current_time() == pytest.approx(60)
+
+
+async def test_a_cancellation_from_outside_stays_one(autojump_clock: MockClock) -> None:
+    with trio.move_on_after(1) as scope, Watch(LIMITS):
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    with pytest.raises(KeyError), Watch(LIMITS):
+        raise KeyError
+
+
+async def test_a_slow_client_stalls_neither_relay(autojump_clock: MockClock) -> None:
+    for relay in ("bytes", "events"):
+        r, usage, client = record(), UsageTail(), Client(takes_s=12)
+        with Watch(LIMITS) as watch:
+            chunks = [(4.0, b"data: 1\n\n"), (4.0, b"data: 2\n\nrest")]
+            if relay == "bytes":
+                await relay_bytes(Upstream(chunks), client, watch, r, usage)
+            else:
+                await relay_events(Upstream(chunks), client, watch, r, usage, FrameGate())
+        assert b"".join(client.got) == b"data: 1\n\ndata: 2\n\nrest"
+        assert r.bytes_out == 22
+
+
+async def test_a_chatty_stream_that_never_ends_is_cut_by_the_total(autojump_clock: MockClock) -> None:
+    client = Client()
+    endless = [(1.0, b": keep-alive\n\n")] * 1000
+    with pytest.raises(StreamStalled, match="total_timeout_s"), Watch(LIMITS) as watch:
+        await relay_events(Upstream(endless), client, watch, record(), UsageTail(), FrameGate())
+    assert len(client.got) == 59
+
+
+async def test_half_frames_that_trickle_are_progress_but_are_not_sent(autojump_clock: MockClock) -> None:
+    client, gate = Client(), FrameGate()
+    halves = [(4.0, b"data: "), (4.0, b"x"), (4.0, b"\n"), (4.0, b"\n"), (4.0, b"data: cut")]
+    with pytest.raises(StreamStalled, match="idle_timeout_s"), Watch(LIMITS) as watch:
+        await relay_events(Upstream([*halves, (99, b"")]), client, watch, record(), UsageTail(), gate)
+    assert client.got == [b"data: x\n\n"]
+    assert gate.clean
+
+
+async def test_the_last_words_of_a_stream_count_though_no_blank_line_ends_them(
+    autojump_clock: MockClock,
+) -> None:
+    usage, r = UsageTail(), record()
+    with Watch(LIMITS) as watch:
+        tail = b'data: {"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\ndata: [DONE]'
+        await relay_events(Upstream([(0, tail)]), Client(), watch, r, usage, FrameGate())
+    assert usage.ended()
+    assert usage.read() == (1, 2)
+    assert r.bytes_out == len(tail)

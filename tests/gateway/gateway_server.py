@@ -1,0 +1,91 @@
+"""The gateway on a real socket, with whatever the test puts behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+import trio
+
+from slotd.config import parse_config
+from slotd.events import EventBus
+from slotd.exchange.inbound import Inbound, Outbound
+from slotd.exchange.record import RecordBook
+from slotd.gateway.app import build_app
+from slotd.gateway.metrics import Metrics
+from slotd.gateway.server import bind, run_server
+from slotd.gateway.services import Services
+from slotd.slot.manager import SlotManager
+
+Behaviour = Callable[[Inbound, Outbound], Awaitable[None]]
+
+
+@dataclass
+class Behind:
+    """Stands for the exchange and the dispatcher."""
+
+    behave: Behaviour
+    seen: list[Inbound] = field(default_factory=list)
+
+    async def run(self, inbound: Inbound, out: Outbound) -> None:
+        self.seen.append(inbound)
+        await self.behave(inbound, out)
+
+    def listed(self) -> dict[str, tuple[str, ...]]:
+        return {}
+
+    def refresh(self) -> None: ...
+
+    def routes(self) -> Any:
+        raise KeyError("a bug of ours")
+
+
+@dataclass(frozen=True)
+class Gateway:
+    client: httpx.AsyncClient
+    port: int
+    behind: Behind
+    services: Services
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+
+async def with_gateway(
+    test: Callable[[Gateway], Awaitable[None]],
+    behave: Behaviour,
+    *,
+    keys: frozenset[str] = frozenset(),
+    server: str = "",
+    tmp_path: Any = None,
+) -> None:
+    """Run ``test`` against a gateway in this process; it is stopped afterwards."""
+    config = parse_config(f"[server]\nport = 0\n{server}", "test", tmp_path, env={}).config
+    bus = EventBus(100)
+    slots = SlotManager(bus)
+    records = RecordBook(10, lambda record: None)
+    behind = Behind(behave)
+    services = Services(
+        config=config,
+        api_keys=keys,
+        slots=slots,
+        dispatcher=cast(Any, behind),
+        exchange=cast(Any, behind),
+        records=records,
+        bus=bus,
+        metrics=Metrics(slots.snapshots, lambda: records.live_count),
+        run_id="0123456789",
+        started_unix=0.0,
+        version="test",
+    )
+    sock = bind(config.server)
+    port = sock.getsockname()[1]
+    stop = trio.Event()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_server, build_app(services), sock, config.server, stop.wait)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                await test(Gateway(client, port, behind, services))
+            stop.set()
