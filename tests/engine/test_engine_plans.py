@@ -218,7 +218,7 @@ async def test_an_external_slot_starts_nothing_and_owns_no_listener(tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "way", "note"),
     [
-        ({"type": "llm", "engine": "llama-cpp", "model": "m"}, "assemble", None),
+        ({"type": "llm", "engine": "llama-cpp", "model": "m"}, "assemble", "except where the engine"),
         ({"type": "embedding", "engine": "llama-cpp", "model": "m"}, "none", "works to the end"),
         (
             {"type": "llm", "engine": "llama-cpp", "model": "m", "nonstream_cancel": "close"},

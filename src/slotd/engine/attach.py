@@ -12,6 +12,8 @@ from slotd.process.plan import Address, EngineHandle, ExitStatus, LaunchPlan, St
 __all__ = ["AttachLauncher"]
 
 WATCH_EVERY_S = 2.0
+LOOK_EVERY_S = 0.1
+"""Before it has been seen. One that has been ready must have been seen, or its end would go unnoticed."""
 CONNECT_TIMEOUT_S = 5.0
 MISSES = 2
 """So many connections in a row must fail before the server counts as gone."""
@@ -70,17 +72,15 @@ class AttachLauncher:
         seen = False
         misses = 0
         while not handle.detach.is_set():
-            with trio.move_on_after(WATCH_EVERY_S):
-                await handle.detach.wait()
-                break
             if await self._accepts():
                 seen, misses = True, 0
-            else:
+            elif seen:  # else the load's own deadline decides
                 misses += 1
-                # Before it has been seen at all, the load's own deadline decides.
-                if seen and misses >= MISSES:
+                if misses >= MISSES:
                     logs.append(f"slotd: {self._address} accepts no connections any more\n".encode())
                     break
+            with trio.move_on_after(WATCH_EVERY_S if seen else LOOK_EVERY_S):
+                await handle.detach.wait()
         status = ExitStatus(None)
         exited(status)
         return StopReport(status)

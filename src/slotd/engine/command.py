@@ -20,9 +20,10 @@ def readiness(slot: SlotConfig) -> Readiness:
     """From the slot's own rules; servers of text models are expected to list theirs."""
     wants_models = slot.ready_models
     if wants_models is None:
-        wants_models = slot.type in _LISTS_MODELS
+        wants_models = bool(slot.ready_path) or slot.type in _LISTS_MODELS
     return Readiness(
-        health_path=slot.health_path or "/health", models_path="/v1/models" if wants_models else ""
+        health_path=slot.health_path or "/health",
+        models_path=(slot.ready_path or "/v1/models") if wants_models else "",
     )
 
 
