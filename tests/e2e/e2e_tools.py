@@ -305,9 +305,13 @@ class Baseline:
 
     async def again(self) -> None:
         """Nothing is left of any client."""
-        snapshot = lambda: self.slotd.snapshot(self.slot)  # noqa: E731 # read afresh each time
         records = self.slotd.slotd.records
-        await eventually(lambda: snapshot().leases == 0 and snapshot().queued == 0, "leases, queue")
+
+        def unused() -> bool:
+            snapshot = self.slotd.snapshot(self.slot)
+            return snapshot.leases == 0 and snapshot.queued == 0
+
+        await eventually(unused, "leases, queue")
         await eventually(lambda: records.live_count == 0, "live records")
         await eventually(lambda: tasks() <= self.tasks, f"back to {self.tasks} tasks from {tasks()}")
         await eventually(lambda: sockets() <= self.sockets, f"back to {self.sockets} sockets")

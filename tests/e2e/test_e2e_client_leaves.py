@@ -261,6 +261,22 @@ async def test_after_the_last_byte(slotd_harness: Start) -> None:
             assert (await slotd.fake("chat").stats())["finished"] == 2
 
 
+async def test_idle_connections_end_with_their_clients(slotd_harness: Start) -> None:
+    """A client that connects for each request must not leave a half-closed connection each time."""
+    with trio.fail_after(GUARD_S):
+        async with slotd_harness({"chat": fake_slot(Knobs(tokens=1), default=True)}) as slotd:
+            before = await warmed(slotd)
+            for _ in range(10):
+                async with await dial(slotd) as wire:
+                    await wire.post(CHAT, ask(stream=True))
+                    await wire.head()
+                    await wire.rest()
+            async with await dial(slotd):
+                pass  # and one that never asks anything
+            await eventually(lambda: _connections(slotd) == 0, "connections of clients that have left")
+            await before.again()
+
+
 async def test_a_crowd_that_leaves_at_every_byte(slotd_harness: Start) -> None:
     """Hang-ups spread over head, first chunk and stream, all at once: none leaves anything behind."""
     with trio.fail_after(GUARD_S):

@@ -1,4 +1,4 @@
-"""An engine that dies, at every point: its client learns so in a well-formed way, and the next one is served."""
+"""An engine that dies, at every point: its client is told in a well-formed way, the next one is served."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import trio
@@ -13,7 +14,9 @@ from slotd.testing import Knobs, fake_slot
 
 async def test_sixteen_chats_on_four_places(slotd_harness: Start) -> None:
     # The engine itself would take all sixteen: it is slotd that holds them back.
-    slot = fake_slot(Knobs(tokens=5, token_delay_s=0.01, parallel=64), default=True, max_parallel=4)
+    slot = fake_slot(
+        Knobs(tokens=5, token_delay_s=0.01, parallel=64, load_delay_s=1), default=True, max_parallel=4
+    )
     with trio.fail_after(GUARD_S):
         async with (
             slotd_harness({"chat": slot}) as slotd,
@@ -22,17 +25,17 @@ async def test_sixteen_chats_on_four_places(slotd_harness: Start) -> None:
         ):
             answers = []
             for number in range(16):  # arriving while it loads, one after the other
-
-                def send(number: int = number) -> object:
-                    return http.post(CHAT, json=ask(), headers={"x-number": str(number)})
-
-                answers.append(Later(nursery, send))  # type: ignore[arg-type] # an awaitable all the same
-                await eventually(lambda n=number: slotd.snapshot("chat").queued > n or n >= 99, f"{number}")
+                send = partial(http.post, CHAT, json=ask(), headers={"x-number": str(number)})
+                answers.append(Later(nursery, send))
+                await eventually(lambda n=number: slotd.snapshot("chat").queued == n + 1)  # type: ignore[misc]
             assert slotd.snapshot("chat").leases == 0
             for answer in answers:
-                assert (await answer.result()).status_code == 200  # type: ignore[attr-defined]
+                assert (await answer.result()).status_code == 200
             requests = (await slotd.fake("chat").stats())["requests"]
-            assert [r["headers"]["x-number"] for r in requests] == [str(n) for n in range(16)]
+            # Four at a time are granted in one moment, and any of these may reach the engine first.
+            order = [int(r["headers"]["x-number"]) for r in requests]
+            assert sorted(order) == list(range(16))
+            assert all(abs(place - number) < 4 for place, number in enumerate(order)), order
             assert Counter(r["outcome"] for r in requests) == {"finished": 16}
             # Seats are taken lowest first: the highest ever taken tells how many sat at once.
             assert max(r["seat"] for r in requests) == 3
@@ -45,11 +48,14 @@ async def test_a_slot_at_its_limit_gives_places_in_order(slotd_harness: Start) -
         async with slotd_harness({"chat": slot}) as slotd:
             await slotd.load("chat")
             wires = [await dial(slotd) for _ in range(4)]
+
+            def came() -> int:
+                return slotd.snapshot("chat").leases + slotd.snapshot("chat").queued
+
             for number, wire in enumerate(wires):
                 await wire.post(CHAT, ask(stream=True))
-                await eventually(
-                    lambda n=number: slotd.snapshot("chat").leases + slotd.snapshot("chat").queued == n + 1
-                )
+                while came() <= number:  # noqa: ASYNC110 # nobody announces it
+                    await trio.sleep(0.002)
             for number, wire in enumerate(wires):
                 await wire.head()
                 await wire.until(b"word0")

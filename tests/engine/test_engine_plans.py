@@ -230,7 +230,7 @@ async def test_an_external_slot_starts_nothing_and_owns_no_listener(tmp_path: Pa
         (
             {"type": "llm", "engine": "command", "command": ["x"], "nonstream_cancel": "assemble"},
             "assemble",
-            None,
+            "except where the engine",
         ),
     ],
 )

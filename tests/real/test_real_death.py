@@ -48,9 +48,9 @@ def test_a_killed_engine_is_replaced_at_the_next_request(site: Site) -> None:
         assert b'\ndata: {"error"' in end, "the error must be an event of its own"
         assert events.states("chat", "error") == ["error"]
         answer = site.http.post(CHAT, json=hello())
+        assert answer.status_code == 200, answer.text
         again = time.perf_counter() - began
         assert events.states("chat", "serving") == ["starting", "warming", "ready", "serving"]
-    assert answer.status_code == 200
     row = site.slot("chat")
     tell(
         f"engine killed in mid-stream: client told after {told * 1000:.0f} ms; "
