@@ -11,6 +11,7 @@ on, so that what asks is gone before what answers::
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 import uuid
@@ -155,7 +156,8 @@ class Slotd:
         for leftover in await sweep_leftovers(ledger, own_run_id=self.run_id):
             log.warning("swept what an earlier run left", slots=leftover.slots, killed=leftover.killed)
         guardian = Guardian(self.run_id, report=report)
-        ports = PortPool(process.port_first, process.port_last)
+        begin = random.randint(process.port_first, process.port_last)
+        ports = PortPool(process.port_first, process.port_last, begin=begin)
         launcher = LocalLauncher(ports, run_id=self.run_id, guardian=guardian, ledger=ledger)
         store = ModelStore(state / "models", tool_env=dict([run_marker(self.run_id).split("=", 1)]))
         self._add_slots(store, launcher)
@@ -204,6 +206,8 @@ class Slotd:
             nursery.start_soon(hurry)
             await self.slots.shutdown()
             nursery.cancel_scope.cancel()
+        if self._now.is_set():
+            return ()  # asked for: the engines are killed on the way out
         stuck = tuple(name for name, s in self.slots.snapshots().items() if s.pid is not None)
         if stuck:
             log.warning("these slots did not stop in time and are killed", slots=stuck)

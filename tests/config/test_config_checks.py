@@ -155,16 +155,16 @@ def test_sound(text: str) -> None:
         # ports
         ("[server]\nport = 70000\n", "server.port: must be at most 65535, not 70000"),
         (
-            "[process]\nport_first = 43000\n",
-            "process.port_last: must be at least port_first (43000), not 42999",
+            "[process]\nport_first = 22000\n",
+            "process.port_last: must be at least port_first (22000), not 21999",
         ),
         (
-            BASE + COMMAND + "[process]\nport_last = 42000\n",
-            "process.port_last: 2 slots need a port each, and 42000 to 42000 are too few",
+            BASE + COMMAND + "[process]\nport_last = 21000\n",
+            "process.port_last: 2 slots need a port each, and 21000 to 21000 are too few",
         ),
         (
-            "[server]\nport = 42000\n",
-            "server.port: lies in the engines' own range, process.port_first to port_last (42000 to 42999)",
+            "[server]\nport = 21000\n",
+            "server.port: lies in the engines' own range, process.port_first to port_last (21000 to 21999)",
         ),
         # hosts and URLs
         (

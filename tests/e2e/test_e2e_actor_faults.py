@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import pytest
 import trio
 from e2e_tools import (
     CHAT,
     GUARD_S,
+    IDLE_S,
     Later,
     Start,
     alive,
@@ -20,11 +23,19 @@ from e2e_tools import (
     frames,
     note,
 )
+from structlog.testing import capture_logs
 
 from slotd.engine.backend import EngineBackend
 from slotd.testing import Harness, Knobs, fake_slot
 
 ENDLESS = Knobs(tokens=100_000, token_delay_s=0.01)
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What slotd logs. structlog's own default would take a tenth of a second to draw each traceback."""
+    with capture_logs() as entries:
+        yield entries
 
 
 async def crashes(slotd: Harness, count: int) -> list[str]:
@@ -37,7 +48,7 @@ async def crashes(slotd: Harness, count: int) -> list[str]:
     return names
 
 
-async def test_a_slots_crash_is_its_own(slotd_harness: Start) -> None:
+async def test_a_slots_crash_is_its_own(slotd_harness: Start, logged: list[MutableMapping[str, Any]]) -> None:
     slots = {
         "a": fake_slot(ENDLESS, max_parallel=1, aliases=["one"]),
         "b": fake_slot(Knobs(tokens=60, token_delay_s=0.01)),
@@ -67,11 +78,13 @@ async def test_a_slots_crash_is_its_own(slotd_harness: Start) -> None:
             assert "retry-after" in refused.headers
             last = frames(await on_a.rest())[-1]
             note("stream over a crashed actor's engine ended", trio.current_time() - began)
+            assert trio.current_time() - began < IDLE_S
             assert (last.event, last.error["code"]) == ("error", "slot.engine_lost")
             assert pid is not None
             await eventually(lambda: not alive(pid))
             note("engine of a crashed actor gone", trio.current_time() - began)
             assert await crashes(slotd, 1) == ["slot a"]
+            assert [e["actor"] for e in logged if e["event"] == "actor crashed"] == ["slot a"]
 
             whole = await beside.result()
             assert whole.content.count(b'"content":" word') == 59

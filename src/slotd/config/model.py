@@ -164,10 +164,10 @@ class MemoryConfig(Section):
 class ProcessConfig(Section):
     """How engines' processes are run."""
 
-    port_first: Port = 42000
+    port_first: Port = 21000
     """First of the ports that engines listen on."""
 
-    port_last: Port = 42999
+    port_last: Port = 21999
     """Last of them."""
 
     log_kb: int = Field(default=256, ge=8)

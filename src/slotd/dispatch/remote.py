@@ -76,7 +76,7 @@ class CatalogFetcher:
             raise CatalogUnavailable(f"{type(exc).__name__}: {exc}") from exc
         try:
             return tuple(m.id for m in _decoder.decode(body).data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise CatalogUnavailable(f"its answer is no list of models: {exc}") from exc
 
     def _headers(self, upstream: UpstreamEntry) -> dict[str, str]:

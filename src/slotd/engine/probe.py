@@ -84,7 +84,7 @@ async def _listed(http: Http1Pool, readiness: Readiness, configured_model: str) 
         return ()
     try:
         return tuple(m.id for m in _models.decode(answer[1]).data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
 
 

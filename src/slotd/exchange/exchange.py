@@ -79,7 +79,7 @@ class _Carriage:
         self.length = next((int(v) for k, v in headers if k == b"content-length" and v.isdigit()), None)
         record.status = status
         record.phase = "answering"
-        self.events = any(k == b"content-type" and b"text/event-stream" in v for k, v in headers)
+        self.events = any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
         headers = [*headers, *trace_headers(record)]
         self.started = True
         await self.out.start(status, headers)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from slotd.capability.endpoints import Endpoint
+from slotd.errors import RequestInvalid
 from slotd.exchange.assemble.splice import top_level
 from slotd.exchange.multipart import short_fields
 
 __all__ = ["ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+MODEL_MAX = 1024
+"""The longest model name, in characters: it is kept in records, events and errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,13 @@ def header(headers: Headers, name: bytes) -> bytes | None:
 def read_head(endpoint: Endpoint, body: bytes) -> Head:
     """Find ``model`` and ``stream`` without building the document.
 
-    Raises :class:`slotd.errors.InvalidJson`.
+    Raises :class:`slotd.errors.InvalidJson`, or :class:`slotd.errors.RequestInvalid`
+    for a model name beyond ``MODEL_MAX``.
     """
     if endpoint.body == "multipart" and body[:2] == b"--":
         short = short_fields(body, (b"model", b"stream"))
         return Head(short.get(b"model") or None, short.get(b"stream") == "true")
     fields = top_level(body)
+    if fields.model is not None and len(fields.model) > MODEL_MAX:
+        raise RequestInvalid(f"`model` has more than {MODEL_MAX} characters", param="model")
     return Head(fields.model, fields.stream)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import trio
-from quart import Response, request
+from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -89,7 +89,9 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
         return _error(error, ENDPOINTS.get(request.path))
 
     @app.errorhandler(HTTPException)
-    async def http(error: HTTPException) -> Response:
+    async def http(error: HTTPException) -> Response | HTTPException:
+        if not has_request_context():
+            return error  # a websocket, of which slotd has none
         if isinstance(error, RequestEntityTooLarge):
             too_large = RequestTooLarge(
                 f"the request body is larger than server.max_body_mb = {server.max_body_mb}"
@@ -250,7 +252,7 @@ def _swap_model(body: bytes) -> str:
 
     try:
         return msgspec.json.decode(body, type=Body).model
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise RequestInvalid(f'swap needs a body like {{"model": "NAME"}}: {exc}', param="model") from exc
 
 

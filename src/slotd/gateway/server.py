@@ -8,8 +8,10 @@ from functools import partial
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import wrap_app
@@ -56,17 +58,86 @@ BACKLOG = 1024
 """Connections that the kernel completes ahead of us: a burst of clients is not refused."""
 
 
+class _SentAhead(Exception):
+    """A client has sent on before it has its answer."""
+
+
+class _NeverWait:
+    """In the place of hypercorn's event that the next request waits for."""
+
+    async def clear(self) -> None:
+        pass
+
+    async def set(self) -> None:
+        pass
+
+    async def wait(self) -> None:
+        raise _SentAhead
+
+
+async def _stay_with_http_1(request: object) -> None:
+    """In the place of hypercorn's look for HTTP/2: an upgrade that is not taken up means HTTP/1.1."""
+
+
 class _Connection(TCPServer):
     """hypercorn's connection, which ends when its client has hung up.
 
     hypercorn's own, once its client has closed an idle connection, waits until
     its idle timer is over, with the socket half closed and two tasks: clients
     that connect for each request would use up our file descriptors.
+
+    It also stops reading while a request sent ahead (pipelined) waits for its
+    turn. A client that leaves then is not noticed; when sending to it fails,
+    the connection is left over for good. So there are no turns: what was sent
+    ahead is thrown away, and the connection closed after the answer, which
+    tells the client to ask again.
+
+    It speaks HTTP/1.1 only. In HTTP/2 a client stops an answer by its window and
+    not by its socket, and hypercorn waits for that without end.
+
+    And it ends when it is cancelled: hypercorn shields its sends, so that a
+    client that reads nothing would hold up a stop until ``TCP_USER_TIMEOUT``.
+    A socket that is closed under it lets a shielded send go.
     """
 
+    _sent_ahead = False
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut)
+            await super().run()
+            nursery.cancel_scope.cancel()
+
+    async def _cut(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.stream.socket.close()
+
     async def _read_data(self) -> None:
-        await super()._read_data()
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H11Protocol):
+            protocol.can_read = _NeverWait()  # type: ignore[assignment] # of the same three methods
+            protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign, assignment] # it would upgrade
+        try:
+            await super()._read_data()
+        except _SentAhead:
+            self._sent_ahead = True
+            await self._hung_up()
+            await self.protocol.handle(Closed())
         await self.idle_task.stop()
+
+    async def _hung_up(self) -> None:
+        try:
+            while await self.stream.receive_some(MAX_RECV):
+                pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+
+    async def protocol_send(self, event: Event) -> None:
+        if self._sent_ahead and isinstance(event, Updated) and event.idle:
+            event = Closed()  # the answer is out
+        await super().protocol_send(event)
 
 
 async def run_server(

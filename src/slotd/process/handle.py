@@ -47,7 +47,10 @@ def spawn(slot: str, argv: Sequence[str], env: Mapping[str, str], cwd: str | Non
     """
     if not argv:
         raise SpawnFailed(f"slot {slot!r} has an empty command; name a program in its configuration")
-    output, writer = os.pipe()
+    try:
+        output, writer = os.pipe()
+    except OSError as error:
+        raise _explain(slot, argv[0], cwd, error) from error
     try:
         process = subprocess.Popen(
             argv,
@@ -193,7 +196,10 @@ class LocalEngine:
     def _holder(self) -> Holder:
         if self._reaped:
             return Holder.NOBODY
-        return holder_of(self._address.port, self._child.identity.pid, self._members)
+        try:
+            return holder_of(self._address.port, self._child.identity.pid, self._members)
+        except OSError:
+            return Holder.NOBODY  # no descriptors left to look with: not seen yet
 
     def _members(self) -> list[int]:
         identity = self._child.identity

@@ -20,6 +20,7 @@ pidfd, its start time is read again, and only then the signal goes out.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -29,10 +30,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself would add a megabyte to the guardian
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Proc", "Swept", "boot_id", "find", "kill_exact", "read_proc", "signal_group", "snapshot", "sweep"]
+__all__ = [
+    "BLIND",
+    "Proc",
+    "Swept",
+    "boot_id",
+    "find",
+    "kill_exact",
+    "read_proc",
+    "signal_group",
+    "snapshot",
+    "sweep",
+]
 
 RESCAN_MS = 50
 """How long one pass waits for its kills to take effect before it looks again."""
+
+BLIND = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""No file descriptors or no memory: nothing can be seen, which is not the same as nothing being there."""
 
 PIDFDS_MAX = 64
 """How many ends one pass watches at once; the rest show in the next look."""
@@ -69,11 +84,17 @@ def boot_id() -> str:
 
 
 def read_proc(pid: int) -> Proc | None:
-    """The process table's line for ``pid``; None when there is no such process."""
+    """The process table's line for ``pid``; None when there is no such process.
+
+    Raises OSError when there is nothing left to look with (:data:`BLIND`): that
+    a process is not seen then says nothing.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             raw = file.read()
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return None
     # The second field is the program's name in parentheses and may hold anything.
     field = raw[raw.rindex(b")") + 2 :].split()
@@ -83,7 +104,7 @@ def read_proc(pid: int) -> Proc | None:
 
 
 def snapshot() -> dict[int, Proc]:
-    """Every process visible in ``/proc``, zombies included."""
+    """Every process visible in ``/proc``, zombies included. Raises OSError as :func:`read_proc` does."""
     table: dict[int, Proc] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -138,14 +159,16 @@ def sweep(
     before its pid can have come round again.
 
     Gives up ``limit_s`` seconds after the start; what then still lives is
-    named in ``survivors``. Blocks; raises nothing that a process can cause.
+    named in ``survivors``, or all leaders if nothing could be seen. Blocks;
+    raises nothing that a process can cause.
     """
     deadline = time.monotonic() + limit_s
     confirmed: set[int] = set()
     killed: set[int] = set()
     markers = tuple(markers)
     clean = 0
-    while True:
+
+    def look() -> list[Proc]:
         table = snapshot()
         for leader, ticks in groups.items():
             seen = table.get(leader)
@@ -156,7 +179,18 @@ def sweep(
                 confirmed.add(leader)
             else:
                 confirmed.discard(leader)  # the pid went to a stranger, so the group has ended
-        found = find(table, confirmed, markers, since_ticks=since_ticks)
+        return find(table, confirmed, markers, since_ticks=since_ticks)
+
+    while True:
+        try:
+            found = look()
+        except OSError:
+            # Blind; others may give descriptors back in a moment.
+            clean = 0
+            if time.monotonic() >= deadline:
+                return Swept(frozenset(killed), tuple(groups))
+            select.poll().poll(RESCAN_MS)
+            continue
         if not found:
             # A fork may hide from one look (between readdir and exec), not from two.
             clean += 1
@@ -178,8 +212,10 @@ def sweep(
             signal_group(leader, signal.SIGKILL)  # in one stroke: a forking group cannot outrun it
         _await_ends(pidfds, deadline)
         if time.monotonic() >= deadline:
-            left = find(snapshot(), confirmed, markers, since_ticks=since_ticks)
-            survivors = tuple(proc.pid for proc in left)
+            try:
+                survivors = tuple(proc.pid for proc in look())
+            except OSError:
+                survivors = tuple(groups)
             return Swept(frozenset(killed) - set(survivors), survivors)
 
 
@@ -187,13 +223,16 @@ def kill_exact(proc: Proc, signum: int) -> int | None:
     """Signal exactly this process, never a later owner of its pid.
 
     Returns a pidfd that turns readable at its end (the caller closes it), or
-    None when it has already ended.
+    None when it has already ended or cannot be looked at now.
     """
     try:
         pidfd = os.pidfd_open(proc.pid)
     except OSError:
         return None
-    now = read_proc(proc.pid)
+    try:
+        now = read_proc(proc.pid)
+    except OSError:
+        now = None
     if now is None or now.start_ticks != proc.start_ticks:
         os.close(pidfd)
         return None
@@ -219,7 +258,9 @@ def _carries(pid: int, needles: tuple[bytes, ...]) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environ = b"\0" + file.read() + b"\0"
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return False  # gone, or another user's
     return any(needle in environ for needle in needles)
 

@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
+from slotd.process.hunt import BLIND
+
 __all__ = ["Holder", "holder_of", "listening_inodes"]
 
 # Where a client of 127.0.0.1 may end up: that address itself, the wildcard,
@@ -36,6 +38,7 @@ def holder_of(port: int, leader: int, members: Callable[[], Iterable[int]]) -> H
     ``leader`` is looked at first; ``members`` is called only if that does not
     settle it, and lists the pids of the engine's other processes. A process of
     another user cannot be looked into, so its listener counts as a stranger's.
+    Raises OSError when there are no file descriptors left to look with.
     """
     inodes = listening_inodes(port)
     if not inodes:
@@ -78,6 +81,8 @@ def _sockets_of(pid: int) -> frozenset[int]:
                     continue  # closed since
                 if target.startswith("socket:["):
                     found.add(int(target[8:-1]))
-    except OSError:
+    except OSError as error:
+        if error.errno in BLIND:
+            raise
         return frozenset()  # gone, or another user's
     return frozenset(found)

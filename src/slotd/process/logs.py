@@ -95,11 +95,19 @@ class LogRing:
         self._closed = True
         self._wake()
 
-    def tail(self, n_lines: int) -> tuple[str, ...]:
-        """The newest lines, oldest first, at most ``n_lines``; an unfinished one counts."""
+    @property
+    def position(self) -> int:
+        """The number that the next line will have; a mark to give to :meth:`tail`."""
+        return self._end
+
+    def tail(self, n_lines: int, since: int = 0) -> tuple[str, ...]:
+        """The newest lines, oldest first, at most ``n_lines``; an unfinished one counts.
+
+        None older than line number ``since``.
+        """
         if n_lines <= 0:
             return ()
-        lines = [*islice(reversed(self._lines), n_lines)]
+        lines = [*islice(reversed(self._lines), min(n_lines, max(0, self._end - since)))]
         lines.reverse()
         if self._partial or self._cut:
             lines.append(self._rendered_partial())

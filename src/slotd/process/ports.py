@@ -21,15 +21,18 @@ class PortPool:
     The port that has rested longest comes first, so that a late client of the
     last engine does not meet the next one. A port that somebody else holds is
     passed over. That check cannot be a promise (the engine binds later): who
-    takes a port must still look whose listener it is.
+    takes a port must still look whose listener it is. ``begin`` is where the
+    line begins, so that several slotds on one range need not all reach for
+    the same port.
     """
 
-    def __init__(self, first: int, last: int, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, first: int, last: int, *, host: str = "127.0.0.1", begin: int | None = None) -> None:
         if not 0 < first <= last < 65536:
             raise ValueError(f"not a port range: {first} to {last}")
         self._host = host
         self._range = (first, last)
         self._free = deque(range(first, last + 1))
+        self._free.rotate(first - (first if begin is None else begin))
         self._taken: set[int] = set()
 
     @property
@@ -38,7 +41,8 @@ class PortPool:
         return frozenset(self._taken)
 
     def take(self) -> int:
-        """A port that can be bound now. Raises :class:`PortsExhausted`.
+        """A port that can be bound now. Raises :class:`PortsExhausted`, or :class:`SpawnFailed`
+        when no port can be tried at all.
 
         Prefers one that binds without ``SO_REUSEADDR``, since an engine may
         not set it; one that only rests in TIME_WAIT is the second choice.
@@ -46,7 +50,12 @@ class PortPool:
         for reuse in (False, True):
             for _ in range(len(self._free)):
                 port = self._free.popleft()
-                if can_bind(self._host, port, reuse=reuse):
+                try:
+                    free = can_bind(self._host, port, reuse=reuse)
+                except OSError as error:
+                    self._free.append(port)
+                    raise SpawnFailed(f"cannot look for a free port ({error}); check ulimit -n") from error
+                if free:
                     self._taken.add(port)
                     return port
                 self._free.append(port)

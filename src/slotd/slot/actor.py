@@ -59,6 +59,7 @@ class _Engine:
         self.http: Http1Pool | None = None
         self.stop_grace_s: float | None = None
         self.port_taken = False
+        self.log_from = 0
 
     def request_stop(self, grace_s: float) -> None:
         self.stop_grace_s = grace_s
@@ -278,6 +279,7 @@ class SlotActor(Actor[ev.Message]):
     async def _run_engine(self, engine: _Engine) -> None:
         """Live as long as one engine process; report its start, exit and end."""
         generation = engine.generation
+        engine.log_from = self._logs.position
         loading = True
 
         def started(handle: EngineHandle) -> None:
@@ -292,7 +294,7 @@ class SlotActor(Actor[ev.Message]):
             loading = self._slot.state in (SlotState.STARTING, SlotState.WARMING)
             if loading and engine.handle is not None:
                 engine.port_taken = engine.handle.stranger_listens()
-            self.mailbox.post(ev.Exited(generation, status, self._logs.tail(self._identity.log_tail_lines)))
+            self.mailbox.post(ev.Exited(generation, status, self._last_words(engine)))
 
         try:
             with engine.scope:
@@ -309,11 +311,7 @@ class SlotActor(Actor[ev.Message]):
                     "survivors": report.survivors,
                 }
                 self._bus.publish(types.SLOT_STOPPED, stopped, slot=self._slot.spec.name)
-                self.mailbox.post(
-                    ev.Gone(
-                        generation, report, self._logs.tail(self._identity.log_tail_lines), engine.port_taken
-                    )
-                )
+                self.mailbox.post(ev.Gone(generation, report, self._last_words(engine), engine.port_taken))
                 return
         except SlotdError as error:
             reason = "spawn_failed" if error.code == "slot.spawn_failed" else "plan_invalid"
@@ -323,6 +321,10 @@ class SlotActor(Actor[ev.Message]):
             engine.lose(Fault("exited", "the engine has ended"))
         # Reached only when the scope was cancelled before the process existed.
         self.mailbox.post(ev.LaunchFailed(generation, Fault("unloaded", "stopped before it was started")))
+
+    def _last_words(self, engine: _Engine) -> tuple[str, ...]:
+        """The tail of what this engine wrote, without that of the one before it."""
+        return self._logs.tail(self._identity.log_tail_lines, engine.log_from)
 
     async def _probe(self, engine: _Engine) -> None:
         handle = engine.handle

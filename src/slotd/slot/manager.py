@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import structlog
 import trio
 
 from slotd.actor import ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Snapshot, Supervisor
@@ -25,6 +26,8 @@ from slotd.slot.state import Fault, SlotSnapshot, SlotState
 T = TypeVar("T")
 
 __all__ = ["SlotManager"]
+
+log = structlog.get_logger("slotd")
 
 
 @dataclass(slots=True)
@@ -111,6 +114,7 @@ class SlotManager:
         name = crash.name.removeprefix("slot ")
         entry = self._entries.get(name)
         error = f"{type(crash.error).__name__}: {crash.error}"
+        log.error("actor crashed", actor=crash.name, restart_in_s=crash.restart_in_s, exc_info=crash.error)
         if entry is not None:
             fault = Fault("actor_crashed", f"slotd's own actor for this slot crashed ({error})")
             gone = replace(entry.snapshot.value.after_crash(fault), pid=None, address=None)

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import structlog
 import trio
 
 from slotd.app import Slotd
 from slotd.config import parse_config
 from slotd.events import Subscription
+from slotd.logs import configure
 from slotd.slot.state import SlotSnapshot, SlotState
 from slotd.testing.fake_knobs import Knobs, command
 from slotd.wire.http1 import Http1Pool
@@ -219,6 +223,9 @@ async def run_harness(
     if "[process]" not in text:
         first = FIRST_PORT + os.getpid() % WINDOWS * WINDOW
         text += f"\n[process]\nport_first = {first}\nport_last = {first + WINDOW - 1}\n"
+    if not structlog.is_configured():
+        # Its default renders tracebacks with locals, which holds the loop for 100 ms and more.
+        configure("warning")
     slotd = Slotd(parse_config(text, "test", base_dir, env=env or {}))
     async with trio.open_nursery() as nursery:
         await nursery.start(slotd.run)
@@ -226,6 +233,32 @@ async def run_harness(
             yield Harness(slotd)
         finally:
             slotd.stop()
+
+
+class _Drained:
+    """Reads a child's output on, so that it never blocks on a full pipe; the newest lines are kept."""
+
+    def __init__(self, process: subprocess.Popen[str], lines: deque[str]) -> None:
+        self._process = process
+        self._lines = lines
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self._lines.extend(self._process.stdout)
+
+    def end(self) -> None:
+        """Kill the child if it lives, and close everything."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._thread.join(5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+OUTPUT_LINES = 10_000
 
 
 class FakeServer:
@@ -237,6 +270,7 @@ class FakeServer:
     def __init__(self, knobs: Knobs | None = None) -> None:
         self._argv = command(knobs, port="0")
         self._process: subprocess.Popen[str] | None = None
+        self._drained: _Drained | None = None
         self.engine = FakeEngine("", 0)
 
     @property
@@ -253,18 +287,17 @@ class FakeServer:
             if "listening on http://" in line:
                 host, _, port = line.split("http://")[1].strip().rpartition(":")
                 self.engine = FakeEngine(host, int(port))
+                self._drained = _Drained(self._process, deque(maxlen=OUTPUT_LINES))
                 return self
-        self.__exit__(None, None, None)
+        self._process.wait()
+        self._process.stdout.close()
         raise RuntimeError("the fake engine ended before it listened")
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        if self._drained is not None:
+            self._drained.end()
 
     def kill(self) -> None:
         """SIGKILL, now. Returns when it has ended."""
@@ -285,8 +318,9 @@ class SlotdProcess:
         self._argv = [sys.executable, "-m", "slotd", "serve", "-c", str(config), *args]
         self._env = {**os.environ, **(env or {})}
         self.url = ""
-        self.output: list[str] = []
+        self.output: deque[str] = deque(maxlen=OUTPUT_LINES)
         self._process: subprocess.Popen[str] | None = None
+        self._drained: _Drained | None = None
 
     def __enter__(self) -> SlotdProcess:
         self._process = subprocess.Popen(
@@ -297,6 +331,7 @@ class SlotdProcess:
             self.output.append(line)
             if line.startswith("slotd listens on "):
                 self.url = line.split()[-1]
+                self._drained = _Drained(self._process, self.output)
                 return self
         code = self._process.wait()
         self._process.stdout.close()
@@ -305,12 +340,8 @@ class SlotdProcess:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._process is not None
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        if self._drained is not None:
+            self._drained.end()
 
     @property
     def pid(self) -> int:

@@ -37,6 +37,8 @@ class _Top(msgspec.Struct):
 
 _top_decoder = msgspec.json.Decoder(_Top)
 
+_TOO_DEEP = "the request body is nested too deeply"
+
 
 def top_level(body: bytes) -> Fields:
     """``model`` and ``stream`` of a JSON object.
@@ -52,6 +54,8 @@ def top_level(body: bytes) -> Fields:
         if str(error).endswith("$.model`"):
             raise InvalidJson("`model` must be a string naming the model", param="model") from error
         raise InvalidJson("the request body must be a JSON object with named fields") from error
+    except RecursionError as error:
+        raise InvalidJson(_TOO_DEEP) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = str(error) if body.strip() else "it is empty"
         raise InvalidJson(f"the request body is not valid JSON: {reason}") from error
@@ -112,6 +116,8 @@ def _members(body: bytes) -> tuple[bytes, list[_Member]]:
     """The top-level members in order, of ``body`` or of its unambiguous form."""
     try:
         values = {key: bytes(raw) for key, raw in _object_decoder.decode(body).items()}
+    except RecursionError as error:
+        raise InvalidJson(_TOO_DEEP) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the request body is not a JSON object: {error}") from error
     members = _walk(body, values)
