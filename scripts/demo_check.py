@@ -20,7 +20,9 @@ ANSWER_TIMEOUT_S = 600.0  # the model may have to be fetched first
 
 def main() -> int:
     subprocess.run([*SLOTD, "pull", "smollm2", "-c", CONFIG], check=True)
-    server = subprocess.Popen([*SLOTD, "serve", "-c", CONFIG, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*SLOTD, "serve", "-c", CONFIG, "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
     watchdog = threading.Timer(START_TIMEOUT_S + ANSWER_TIMEOUT_S, server.kill)
     watchdog.start()
     try:

@@ -293,6 +293,9 @@ class Slotd:
             task_status.started()
             await self._stop.wait()
             self.bus.publish(types.SERVER_STOPPING, {})
+            # The drain is for those who are being answered; who still waits
+            # for a slot can be told at once.
+            self.slots.close_doors()
             # Event streams never end by themselves and would hold up the drain.
             self.bus.close()
 

@@ -45,7 +45,7 @@ class Client:
     async def run(self) -> None:
         for _ in range(DEEDS):
             deed = self._draw.choices(
-                (self.whole, self.leave, self.command, self.swap, self.murder), (10, 4, 4, 2, 1)
+                (self.whole, self.leave, self.command, self.swap, self.murder), (10, 4, 4, 3, 1)
             )[0]
             await deed()
 

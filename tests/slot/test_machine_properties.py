@@ -259,6 +259,12 @@ class SlotMachine(RuleBasedStateMachine):
         self.world.now = until
 
     @rule()
+    def close_doors(self) -> None:
+        self.world.send(ev.CloseDoors())
+        assert not self.world.slot.waiting
+        assert set(self.world.slot.leases) == self.world.held, "who is being answered may finish"
+
+    @rule()
     def shut_down(self) -> None:
         self.world.ask(ev.Shutdown(self.world.new_id("command")))
 

@@ -74,9 +74,12 @@ class Commands(Loading):
         self._drop_demand(self._stopped_error)
         self._go_down(id, "asked to kill", drain=False, grace_s=0.0)
 
-    def _shutdown(self, id: str) -> None:
+    def _close_doors(self) -> None:
         self._set(stopping=True)
         self._drop_demand(lambda: ServerStopping("slotd is shutting down"))
+
+    def _shutdown(self, id: str) -> None:
+        self._close_doors()
         self._go_down(id, "slotd is shutting down", drain=False)
 
     def _go_down(self, id: str, why: str, *, drain: bool, grace_s: float | None = None) -> None:

@@ -58,6 +58,8 @@ class _Machine(Commands):
                 self._kill(id)
             case ev.Swap(id, model, present):
                 self._swap(id, model, present)
+            case ev.CloseDoors():
+                self._close_doors()
             case ev.Shutdown(id):
                 self._shutdown(id)
             case ev.ModelSeen(present):

@@ -205,6 +205,12 @@ class SlotManager:
         present = entry.backend.present(model)
         await self._command(name, lambda id: ev.Swap(id, model, present))
 
+    def close_doors(self) -> None:
+        """Refuse all who hold no lease, from now on; those who do may finish."""
+        self._stopping = True
+        for entry in self._entries.values():
+            entry.mailbox.post(ev.CloseDoors())
+
     async def shutdown(self) -> None:
         """Stop every slot, all at once; returns when all are down."""
         self._stopping = True

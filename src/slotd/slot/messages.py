@@ -18,6 +18,7 @@ from slotd.slot.state import Fault, SlotState
 __all__ = [
     "Acquire",
     "Asked",
+    "CloseDoors",
     "Due",
     "Event",
     "Exited",
@@ -97,6 +98,11 @@ class Swap:
     id: str
     model: str
     present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDoors:
+    """slotd is about to end: who holds a lease may finish, nobody else is served any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +214,7 @@ Event: TypeAlias = (
     Acquire
     | Release
     | Command
+    | CloseDoors
     | ModelSeen
     | PullProgressed
     | Pulled
