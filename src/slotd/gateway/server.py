@@ -6,10 +6,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+import h11
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event, Updated
-from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.events import Closed
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -58,21 +59,56 @@ BACKLOG = 1024
 """Connections that the kernel completes ahead of us: a burst of clients is not refused."""
 
 
-class _SentAhead(Exception):
-    """A client has sent on before it has its answer."""
+class _HungUp(Exception):
+    """The client has left while a request that it sent ahead waited for its turn."""
 
 
-class _NeverWait:
-    """In the place of hypercorn's event that the next request waits for."""
+AHEAD_MAX = 1 << 20
+"""Bytes read ahead of their turn; with more, a hang-up is seen only when the answer is out."""
+
+
+class _Turn:
+    """In the place of hypercorn's event that a request sent ahead (pipelined) waits for.
+
+    hypercorn stops reading while it waits, and so does not see a client that
+    leaves: its answer goes on, and when sending it fails the connection is
+    left over for good. This one reads on and keeps what comes for its turn.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, connection: h11.Connection | H11WSConnection) -> None:
+        self._stream = stream
+        self._connection = connection
+        self._event = trio.Event()
+        self._gone = False
 
     async def clear(self) -> None:
-        pass
+        self._event = trio.Event()
 
     async def set(self) -> None:
-        pass
+        self._event.set()
 
     async def wait(self) -> None:
-        raise _SentAhead
+        ahead = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_ahead, ahead)
+            await self._event.wait()
+            nursery.cancel_scope.cancel()
+        if self._gone:
+            raise _HungUp
+        if ahead:
+            self._connection.receive_data(bytes(ahead))
+
+    async def _read_ahead(self, ahead: bytearray) -> None:
+        while len(ahead) < AHEAD_MAX:
+            try:
+                data = await self._stream.receive_some(MAX_RECV)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                self._gone = True
+                self._event.set()
+                return
+            ahead += data
 
 
 async def _stay_with_http_1(request: object) -> None:
@@ -86,11 +122,7 @@ class _Connection(TCPServer):
     its idle timer is over, with the socket half closed and two tasks: clients
     that connect for each request would use up our file descriptors.
 
-    It also stops reading while a request sent ahead (pipelined) waits for its
-    turn. A client that leaves then is not noticed; when sending to it fails,
-    the connection is left over for good. So there are no turns: what was sent
-    ahead is thrown away, and the connection closed after the answer, which
-    tells the client to ask again.
+    It also sees a client leave that has sent a request ahead: see :class:`_Turn`.
 
     It speaks HTTP/1.1 only. In HTTP/2 a client stops an answer by its window and
     not by its socket, and hypercorn waits for that without end.
@@ -99,8 +131,6 @@ class _Connection(TCPServer):
     client that reads nothing would hold up a stop until ``TCP_USER_TIMEOUT``.
     A socket that is closed under it lets a shielded send go.
     """
-
-    _sent_ahead = False
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -117,27 +147,14 @@ class _Connection(TCPServer):
     async def _read_data(self) -> None:
         protocol = self.protocol.protocol
         if isinstance(protocol, H11Protocol):
-            protocol.can_read = _NeverWait()  # type: ignore[assignment] # of the same three methods
+            turn = _Turn(self.stream, protocol.connection)
+            protocol.can_read = turn  # type: ignore[assignment] # of the methods that are used
             protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign, assignment] # it would upgrade
         try:
             await super()._read_data()
-        except _SentAhead:
-            self._sent_ahead = True
-            await self._hung_up()
+        except _HungUp:
             await self.protocol.handle(Closed())
         await self.idle_task.stop()
-
-    async def _hung_up(self) -> None:
-        try:
-            while await self.stream.receive_some(MAX_RECV):
-                pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return
-
-    async def protocol_send(self, event: Event) -> None:
-        if self._sent_ahead and isinstance(event, Updated) and event.idle:
-            event = Closed()  # the answer is out
-        await super().protocol_send(event)
 
 
 async def run_server(
