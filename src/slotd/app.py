@@ -29,7 +29,7 @@ from slotd.dispatch.from_config import compile_config
 from slotd.dispatch.remote import CatalogFetcher, new_client
 from slotd.engine.backend import make_backend
 from slotd.errors import SlotdError
-from slotd.events import EventBus, types
+from slotd.events import EventBus, Gap, types
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.relay import StallLimits
@@ -162,6 +162,7 @@ class Slotd:
         store = ModelStore(state / "models", tool_env=dict([run_marker(self.run_id).split("=", 1)]))
         self._add_slots(store, launcher)
         async with trio.open_nursery() as base:
+            base.start_soon(self._narrate)
             await base.start(guardian.run)
             await base.start(store.run)
             summary = await self._run_slots(state, sock, task_status)
@@ -300,6 +301,30 @@ class Slotd:
             self.bus.close()
 
     # --- what others report -------------------------------------------------------
+
+    async def _narrate(self) -> None:
+        """Tell the log what happened, for whoever watches the console."""
+        with self.bus.subscribe(max_buffered=self.config.server.event_buffer) as events:
+            async for event in events:
+                if isinstance(event, Gap):
+                    continue
+                data = event.data
+                match event.kind:
+                    case types.SLOT_LOADED:
+                        log.info(
+                            "loaded", slot=event.slot, model=data["model"], load_s=round(data["load_s"], 2)
+                        )
+                    case types.SLOT_FAULT:
+                        log.warning("fault", slot=event.slot, reason=data["reason"], message=data["message"])
+                    case types.SLOT_STOPPED:
+                        log.info("engine ended", slot=event.slot, exit=data["exit"])
+                    case types.SERVER_STOPPING:
+                        live = self.records.live_count
+                        log.info("stopping: requests may finish; a second signal stops now", live=live)
+                    case types.REQUEST_FINISHED:
+                        shown = ("id", "path", "model", "target", "status", "outcome", "error", "tokens_out")
+                        fields = {key: data[key] for key in shown if data[key] is not None}
+                        log.info("request", **fields, total_s=round(data["total_s"], 3))
 
     def _finished(self, record: RequestRecord) -> None:
         self.metrics.count(record)

@@ -61,7 +61,8 @@ def _root(
 def serve(
     config: Config = DEFAULT_CONFIG,
     port: Annotated[
-        int | None, typer.Option("--port", help="Instead of server.port; 0 = any free one.")
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Instead of server.port; 0 = any free one."),
     ] = None,
 ) -> None:
     """Run the server."""
@@ -224,6 +225,8 @@ def explain(
     except SlotdError as error:
         fail(error)
     _print_json(document)
+    if document.get("error"):
+        raise typer.Exit(1)
 
 
 @app.command()

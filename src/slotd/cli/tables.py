@@ -38,7 +38,7 @@ def _seconds(value: float | None) -> str:
 
 def _note(slot: dict[str, Any]) -> str:
     progress = slot.get("progress")
-    if progress:
+    if progress and slot["state"] == "pulling":
         done, total = progress["done_bytes"] / 1e6, progress["total_bytes"]
         share = f" of {total / 1e6:.0f} MB" if total else " MB"
         return f"{progress['phase']} {done:.0f}{share}"
