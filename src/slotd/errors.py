@@ -19,6 +19,7 @@ __all__ = [
     "AuthRequired",
     "CapabilityMismatch",
     "ConfigInvalid",
+    "EngineError",
     "EngineLost",
     "GpuExclusive",
     "IllegalTransition",
@@ -43,6 +44,7 @@ __all__ = [
     "SlotQueueFull",
     "SlotQueueTimeout",
     "SlotStopped",
+    "SlotUnkillable",
     "SlotdError",
     "SpawnFailed",
     "StreamStalled",
@@ -238,6 +240,13 @@ class SlotCrashLooping(SlotdError):
     status = 503
 
 
+class SlotUnkillable(SlotdError):
+    """The engine does not end, not even by SIGKILL. ``details`` name its processes as far as known."""
+
+    code = "slot.unkillable"
+    status = 500
+
+
 class SlotLoadFailed(SlotdError):
     """The load ended in a failure that trying again will not mend.
 
@@ -273,6 +282,13 @@ class EngineLost(SlotdError):
     """
 
     code = "slot.engine_lost"
+    status = 502
+
+
+class EngineError(SlotdError):
+    """The engine answered with something that its client cannot be given as it is. ``details``: ``status``."""
+
+    code = "engine.error"
     status = 502
 
 

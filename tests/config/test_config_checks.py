@@ -38,6 +38,7 @@ def bound(line: str) -> str:
         BASE + '[slots.m]\ntype = "embedding"\nengine = "llama-cpp"\nmodel = "m"\n',
         BASE + COMMAND,
         BASE + EXTERNAL,
+        in_chat('fallbacks = ["e"]') + EXTERNAL + 'fallbacks = ["chat"]\n',
         bound('slot = "chat"'),
         bound('upstream = "lab"\nmodel = "there"'),
         COMMAND + 'env = { JSON = \'{"a": 1, "b": {"porte": 2}}\', SH = "${prt}" }\n',
@@ -52,6 +53,17 @@ def test_sound(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        # fallbacks
+        (in_chat('fallbacks = ["chat"]'), "slots.chat.fallbacks[0]: a slot cannot stand in for itself"),
+        (in_chat('fallbacks = ["e", "e"]') + EXTERNAL, "slots.chat.fallbacks[1]: 'e' is given twice"),
+        (
+            in_chat('fallbacks = ["c"]') + COMMAND,
+            "slots.chat.fallbacks[0]: 'c' is a slot for 'tts', not for 'llm'",
+        ),
+        (
+            in_chat('fallbacks = ["ee"]') + EXTERNAL,
+            "slots.chat.fallbacks[0]: no slot 'ee'; did you mean 'e'?",
+        ),
         # names
         (
             BASE + '[slots."a b"]\ntype = "llm"\nengine = "external"\nurl = "http://x"\n',
@@ -134,7 +146,7 @@ def test_sound(text: str) -> None:
         (
             EXTERNAL + "port = 1\n",
             "slots.e.port: unknown key; known are: type, engine, model, default, aliases, labels, "
-            "system_prompt, autoload, pinned, priority, exclusive, device, ...",
+            "system_prompt, autoload, pinned, priority, exclusive, restore_after_s, ...",
         ),
         # numbers
         (in_chat("max_parallel = 0"), "slots.chat.max_parallel: must be at least 1, not 0"),

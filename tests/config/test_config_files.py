@@ -74,11 +74,11 @@ def test_the_examples_values_are_the_defaults() -> None:
     config = load_config(SHIPPED / "slotd.example.toml", env=ENV).config
     plain = Config()
     assert (config.server, config.dispatcher) == (plain.server, plain.dispatcher)
-    assert (config.memory, config.process) == (plain.memory, plain.process)
+    assert (config.memory, config.journal, config.process) == (plain.memory, plain.journal, plain.process)
     slot = config.slots["chat"]
     bare = SlotConfig(name="chat", type="llm", engine="llama-cpp", model="smollm2")
-    shown = slot.model_dump(exclude={"default", "aliases", "options"})
-    assert shown == bare.model_dump(exclude={"default", "aliases", "options"})
+    shown = slot.model_dump(exclude={"default", "aliases", "options", "check_output"})
+    assert shown == bare.model_dump(exclude={"default", "aliases", "options", "check_output"})
     options = slot.options.model_dump(exclude={"ctx_size"})
     assert options == LlamaCppOptions().model_dump(exclude={"ctx_size"})
 

@@ -243,12 +243,33 @@ def test_keys_are_found_and_never_shown() -> None:
     env = {"SLOTD_API_KEYS": " sesame-1, sesame-2 ,,", "LAB_KEY": "sesame-3", "EXT_KEY": "sesame-4"}
     loaded = parse(REMOTE, env)
     secrets = loaded.secrets
-    assert [key.get_secret_value() for key in secrets.api_keys] == ["sesame-1", "sesame-2"]
+    assert [key.secret.get_secret_value() for key in secrets.api_keys] == ["sesame-1", "sesame-2"]
     assert secrets.upstream_keys["lab"].get_secret_value() == "sesame-3"
     assert secrets.slot_keys["ext"].get_secret_value() == "sesame-4"
     assert loaded.warnings == ()
     shown = repr(loaded) + str(dataclasses.asdict(loaded)) + json.dumps(loaded.config.model_dump())
     assert "sesame" not in shown
+
+
+def test_a_key_may_give_a_priority() -> None:
+    keys = parse(
+        "", {"SLOTD_API_KEYS": "a, b;priority=7,c;priority=-100,d;x,b;priority=3,a"}
+    ).secrets.api_keys
+    assert {key.secret.get_secret_value(): key.priority for key in keys} == {
+        "a": None,
+        "b": 3,
+        "c": -100,
+        "d;x": None,
+    }
+
+
+@pytest.mark.parametrize("key", ["sesame;priority=", "sesame;priority=high", "sesame;priority=101"])
+def test_a_priority_that_is_none_is_a_fault_that_does_not_show_the_key(key: str) -> None:
+    (line,) = problems("", {"SLOTD_API_KEYS": key})
+    assert "no integer from -100 to 100" in line
+    assert "sesame" not in line
+    (line,) = problems("", {"SLOTD_API_KEYS": ";priority=1"})
+    assert "nothing before" in line
 
 
 def test_an_unset_key_variable_is_a_warning() -> None:
@@ -292,7 +313,7 @@ def test_the_keys_file(tmp_path: Path) -> None:
     assert "longer than 64 KB" in problems(text, base_dir=tmp_path)[0]
     file.write_text("# mine\none\n two \n")
     loaded = parse(text, {"SLOTD_API_KEYS": "zero,one"}, tmp_path)
-    assert [key.get_secret_value() for key in loaded.secrets.api_keys] == ["zero", "one", "two"]
+    assert [key.secret.get_secret_value() for key in loaded.secrets.api_keys] == ["zero", "one", "two"]
     assert loaded.warnings == ()
 
 

@@ -19,16 +19,19 @@ from typing import Any
 import trio
 
 from slotd.actor import Intensity, Snapshot
+from slotd.arbiter.tenant import Need
 from slotd.errors import RequestInvalid, SlotdError, SpawnFailed
 from slotd.events import Event, EventBus, types
 from slotd.process.logs import LogRing
 from slotd.process.plan import Address, EngineHandle, ExitStatus, LaunchPlan, StopReport
+from slotd.process.vitals import Footprint, Vitals
 from slotd.slot.actor import SlotIdentity
-from slotd.slot.backend import Abilities, Readiness
+from slotd.slot.backend import Abilities, Finding, Readiness
 from slotd.slot.lease import Lease
 from slotd.slot.machine import SlotSpec
 from slotd.slot.manager import SlotManager
 from slotd.slot.state import LEGAL, UP, SlotSnapshot, SlotState
+from slotd.wire.http1 import Http1Pool
 
 NEVER = math.inf
 FAILED = ExitStatus(1)
@@ -41,7 +44,9 @@ class Script:
     ``spawn_s``: how long starting the process takes; like a thread that
     spawns, it cannot be interrupted unless ``spawn_yields``. ``obeys_s``: from
     SIGTERM to its end. ``sweep_s``: from its leader's end to the report.
-    ``immortal``: not even SIGKILL ends it; only cancellation does.
+    ``immortal``: not even SIGKILL ends it; only cancellation does. It uses a
+    whole CPU until ``frozen_s``, and is seen stopped from ``stopped_s``;
+    neither reading comes before ``reading_s`` have passed.
     """
 
     spawn_s: float = 0.1
@@ -59,6 +64,11 @@ class Script:
     sweep_s: float = 0.05
     immortal: bool = False
     survivors: tuple[int, ...] = ()
+    frozen_s: float = NEVER
+    stopped_s: float = NEVER
+    reading_s: float = 0.0
+    ram_mb: int = 100
+    gpu_mb: int = 0
     run_bug_s: float = NEVER
     probe_bug_s: float = NEVER
 
@@ -122,6 +132,19 @@ class FakeEngine:
             return self.ended
         return trio.current_time() >= self.born + self.script.stranger_s
 
+    async def vitals(self) -> Vitals | None:
+        await trio.sleep(self.script.reading_s)
+        if self.ended:
+            return None
+        age = trio.current_time() - self.born
+        stopped = age >= self.script.stopped_s
+        busy = min(age, self.script.frozen_s, self.script.stopped_s)
+        return Vitals(cpu_s=busy, stopped=stopped, processes=1)
+
+    async def footprint(self) -> Footprint | None:
+        await trio.sleep(self.script.reading_s)
+        return None if self.ended else Footprint(self.script.ram_mb, self.script.gpu_mb)
+
     def _end(self) -> tuple[float, ExitStatus]:
         script = self.script
         by_itself = (self.born + script.exits_s, script.exit)
@@ -163,6 +186,7 @@ class FakeBackend:
         self.running: set[FakeEngine] = set()
         self.pulling = 0
         self.planned: list[str] = []
+        self.need_mb = 100
 
     # --- the backend ------------------------------------------------------------
 
@@ -176,6 +200,9 @@ class FakeBackend:
             raise RequestInvalid(script.plan_error)
         self.planned.append(model)
         return LaunchPlan("chat", ("engine", model))
+
+    def need(self, model: str) -> Need:
+        return Need(self.need_mb, 0, "estimated")
 
     async def fetch(self, model: str, progress: Callable[[str, int, int | None], None]) -> Path:
         pull = self.pulls.pop(0) if self.pulls else Pull()
@@ -219,6 +246,9 @@ class FakeBackend:
                 return (handle.model,)
         await trio.sleep_forever()
         raise AssertionError
+
+    async def check_output(self, http: Http1Pool, model: str) -> Finding | None:
+        return None
 
     # --- the launcher -------------------------------------------------------------
 

@@ -9,161 +9,75 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from slot_world import SPEC, World
 
+from slotd.errors import GpuExclusive
 from slotd.process.plan import Address, ExitStatus, StopReport
-from slotd.slot import effects as fx
 from slotd.slot import messages as ev
-from slotd.slot.machine import Slot, SlotSpec, next_deadline, step
-from slotd.slot.state import LEGAL, TRANSITIONAL, UP, Fault, SlotState
-
-SPEC = SlotSpec(
-    "chat",
-    max_parallel=2,
-    max_queue=3,
-    queue_timeout_s=50,
-    pull_stall_s=20,
-    ready_timeout_s=30,
-    stop_timeout_s=10,
-    kill_timeout_s=5,
-    drain_timeout_s=8,
-    abandon_after_s=4,
-    idle_after_s=15,
-    ttl_s=40,
-)
-
-
-class World:
-    """A faithful environment: it answers effects as launchers and stores do, when the test says so."""
-
-    def __init__(self, spec: SlotSpec = SPEC, *, present: bool = True) -> None:
-        self.now = 0.0
-        self.slot = Slot(spec, model="m", model_present=present)
-        self.open: set[str] = set()  # ids asked and neither answered nor withdrawn
-        self.held: set[str] = set()  # leases granted and neither released nor lost
-        self.answered: list[str] = []
-        self.engines: dict[int, str] = {}  # generation -> launched | started | exited
-        self.pulls: set[int] = set()
-        self.moves: list[fx.Moved] = []
-        self.ids = 0
-
-    def new_id(self, kind: str) -> str:
-        self.ids += 1
-        return f"{kind}{self.ids}"
-
-    def ask(self, event: ev.Acquire | ev.Command) -> None:
-        self.open.add(event.id)
-        self.send(event)
-
-    def send(self, event: ev.Event) -> None:
-        before = self.slot
-        self.slot, effects = step(self.slot, event, self.now)
-        state = before.state
-        for effect in effects:
-            match effect:
-                case fx.Moved(was, to, _):
-                    assert was is state, "transitions follow on one another"
-                    assert to in LEGAL[was], f"{was} -> {to}"
-                    state = to
-                    self.moves.append(effect)
-                case fx.Grant(id):
-                    assert id in self.open, f"{id} granted twice or unasked"
-                    self.open.remove(id)
-                    self.held.add(id)
-                case fx.Refuse(id, _) | fx.Done(id):
-                    assert id in self.open, f"{id} answered twice or unasked"
-                    self.open.remove(id)
-                    self.answered.append(id)
-                case fx.Launch(generation):
-                    assert generation not in self.engines
-                    assert not self.engines, "one engine at a time: the old one is gone before the new starts"
-                    self.engines[generation] = "launched"
-                case fx.BeginPull(generation):
-                    self.pulls.add(generation)
-                case fx.EndPull(generation):
-                    self.pulls.discard(generation)
-                case fx.EngineLost():
-                    self.held.clear()
-                case fx.Probe(generation) | fx.StopEngine(generation, _):
-                    assert generation in self.engines
-        assert state is self.slot.state, "the state only changes by announced transitions"
-
-    def check(self) -> None:
-        s = self.slot
-        if s.state in TRANSITIONAL:
-            assert "phase" in s.deadlines, f"{s.state} has no deadline"
-            assert s.deadlines["phase"] > self.now - 1e-9 or next_deadline(s) is not None
-        assert ("queue" in s.deadlines) == bool(s.waiting)
-        if s.state in UP:
-            assert (s.state is SlotState.SERVING) == bool(s.leases)
-        else:
-            assert not s.leases
-        assert set(s.leases) == self.held, "no lease is lost, none is invented"
-        assert len(s.leases) <= s.spec.max_parallel
-        assert len(s.waiting) <= s.spec.max_queue
-        waiting = {w.id for w in s.waiting} | {p.id for p in s.pending}
-        assert waiting == self.open, "every open ask is known to the machine"
-        if s.waiting and s.state in (SlotState.OFFLINE, SlotState.ERROR):
-            assert s.alive is not None, "who waits at a slot that is down waits for its remains to go"
-        assert (s.alive is None) == (not self.engines)
-        if s.ending is not None and s.state in UP:
-            assert s.state is SlotState.SERVING, "only a slot with leases drains"
-            assert "drain" in s.deadlines
-        if s.state is SlotState.ERROR and s.alive is not None and s.pending:
-            assert "phase" in s.deadlines, "a command waits for the last engine without a bound"
-        if s.stopping:
-            assert not any(p.up for p in s.pending)
-
-    def due(self) -> bool:
-        found = next_deadline(self.slot)
-        if found is None:
-            return False
-        self.now = max(self.now, found[0])
-        self.send(ev.Due(found[1]))
-        return True
-
-    def engine_step(self, kind: str, *, taken: bool = False) -> None:
-        """Let the present engine do one thing that is possible for it."""
-        if not self.engines:
-            return
-        generation, phase = next(iter(self.engines.items()))
-        match (kind, phase):
-            case ("start", "launched"):
-                self.engines[generation] = "started"
-                self.send(ev.Started(generation, Address("127.0.0.1", 1), 7))
-            case ("fail", "launched"):
-                del self.engines[generation]
-                self.send(ev.LaunchFailed(generation, Fault("spawn_failed", "no such program")))
-            case ("open", "started"):
-                self.send(ev.PortOpened(generation))
-            case ("ready", "started"):
-                self.send(ev.Ready(generation, ("m",)))
-            case ("stranger", "started"):
-                self.send(ev.StrangerFound(generation))
-            case ("exit", "started"):
-                self.engines[generation] = "exited"
-                self.send(ev.Exited(generation, ExitStatus(1), ("bye",)))
-            case ("gone", "exited"):
-                del self.engines[generation]
-                self.send(ev.Gone(generation, StopReport(ExitStatus(1)), ("bye",), taken))
-            case ("survive", "exited"):
-                del self.engines[generation]
-                self.send(ev.Gone(generation, StopReport(ExitStatus(1), survivors=(9,)), ("bye",)))
-            case _:
-                pass
-
-    def finish_engine(self) -> None:
-        for kind in ("start", "exit", "gone"):
-            self.engine_step(kind)
+from slotd.slot.state import SlotState
 
 
 class SlotMachine(RuleBasedStateMachine):
-    @initialize(present=st.booleans(), ttl=st.sampled_from([0.0, 40.0]), pinned=st.booleans())
-    def begin(self, present: bool, ttl: float, pinned: bool) -> None:
-        self.world = World(dataclasses.replace(SPEC, ttl_s=ttl, pinned=pinned), present=present)
+    @initialize(
+        present=st.booleans(), ttl=st.sampled_from([0.0, 40.0]), pinned=st.booleans(), check=st.booleans()
+    )
+    def begin(self, present: bool, ttl: float, pinned: bool, check: bool) -> None:
+        spec = dataclasses.replace(SPEC, ttl_s=ttl, pinned=pinned, keep_up=pinned, check_output=check)
+        self.world = World(spec, present=present)
 
-    @rule(wait=st.booleans(), model=st.sampled_from(["", "m", "other"]))
-    def acquire(self, wait: bool, model: str) -> None:
-        self.world.ask(ev.Acquire(self.world.new_id("lease"), model, wait))
+    @rule(
+        wait=st.booleans(),
+        model=st.sampled_from(["", "m", "other"]),
+        priority=st.integers(-2, 2),
+        replay=st.booleans(),
+        age=st.floats(0, 60),
+    )
+    def acquire(self, wait: bool, model: str, priority: int, replay: bool, age: float) -> None:
+        world = self.world
+        world.replays += replay
+        since = max(0.0, world.now - age) if replay else None
+        world.ask(ev.Acquire(world.new_id("lease"), model, wait, since, priority, replay))
+
+    @rule(deny=st.booleans())
+    def arbiter(self, deny: bool) -> None:
+        self.world.arbiter_step(deny=deny and self.world.ids % 3 == 0)
+
+    @rule(drain=st.booleans(), refuse=st.booleans(), cut=st.booleans(), late=st.booleans())
+    def leave(self, drain: bool, refuse: bool, cut: bool, late: bool) -> None:
+        ticket = self.world.slot.ticket - late
+        refusal = GpuExclusive("others need it") if refuse and drain else None
+        before = self.world.slot
+        self.world.send(ev.Leave(ticket, "others need it", drain, refusal, 5.0 if cut and drain else None))
+        if not drain and before.state is SlotState.SERVING:
+            assert self.world.slot.leases == before.leases, "who is served is never evicted"
+
+    @rule(on=st.booleans())
+    def contended(self, on: bool) -> None:
+        self.world.send(ev.Contended(on))
+
+    @rule(event=st.sampled_from([ev.ComeBack(), ev.Resync(), ev.Drifted(True), ev.Drifted(False)]))
+    def others_speak(self, event: ev.Event) -> None:
+        self.world.send(event)
+
+    @rule(relaunch=st.booleans(), ttl=st.sampled_from([0.0, 40.0]), model=st.sampled_from([None, "m", "n"]))
+    def reconfigure(self, relaunch: bool, ttl: float, model: str | None) -> None:
+        world = self.world
+        world.reconfigured = world.reconfigured or relaunch
+        spec = dataclasses.replace(world.slot.spec, ttl_s=ttl)
+        world.send(ev.Reconfigure(spec, relaunch or model is not None, model))
+
+    @precondition(lambda self: self.world.held)
+    @rule(data=st.data())
+    def stall(self, data: st.DataObject) -> None:
+        self.world.send(ev.Stalled(data.draw(st.sampled_from(sorted(self.world.held)))))
+
+    @rule(sane=st.sampled_from([True, None, False]), back=st.integers(0, 1))
+    def judged(self, sane: bool | None, back: int) -> None:
+        alive = self.world.slot.alive
+        if alive is not None:
+            if self.world.checking and back == 0:
+                self.world.checking = False
+            self.world.send(ev.OutputJudged(alive - back, sane, "?????"))
 
     @precondition(lambda self: self.world.held)
     @rule(data=st.data())
@@ -203,6 +117,8 @@ class SlotMachine(RuleBasedStateMachine):
                 "ready",
                 "stranger",
                 "exit",
+                "killed",
+                "hung",
                 "gone",
                 "survive",
                 "start",
@@ -218,15 +134,7 @@ class SlotMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.pulls)
     @rule(outcome=st.sampled_from(["progress", "done", "failed"]))
     def pull(self, outcome: str) -> None:
-        generation = max(self.world.pulls)
-        if outcome == "progress":
-            self.world.send(ev.PullProgressed(generation, "downloading", int(self.world.now * 10), 1000))
-            return
-        self.world.pulls.clear()
-        if outcome == "done":
-            self.world.send(ev.Pulled(generation))
-        else:
-            self.world.send(ev.PullFailed(generation, Fault("pull_failed", "no network")))
+        self.world.pull_step(outcome)
 
     @rule(
         kind=st.sampled_from(["Ready", "Exited", "Gone", "Started", "Pulled", "Stranger"]),
@@ -252,18 +160,33 @@ class SlotMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(0, 20))
     def time_passes(self, seconds: float) -> None:
-        until = self.world.now + seconds
-        while (found := next_deadline(self.world.slot)) is not None and found[0] <= until:
-            self.world.due()
-            self.world.check()
-        self.world.now = until
+        self.world.pass_time(seconds)
 
+    @rule(ask=st.booleans(), far=st.integers(1, 4))
+    def move_on(self, ask: bool, far: int) -> None:
+        """What mostly happens: somebody asks, there is room, the engine comes up."""
+        world = self.world
+        if ask:
+            world.ask(ev.Acquire(world.new_id("lease")))
+        world.pull_step("done")
+        world.arbiter_step()
+        for kind in ("start", "open", "ready")[:far]:
+            world.engine_step(kind)
+            world.check()
+
+    @rule(ask=st.booleans())
+    def serve(self, ask: bool) -> None:
+        self.move_on(True, 3)
+        self.move_on(ask, 3)
+
+    @precondition(lambda self: self.world.late())
     @rule()
     def close_doors(self) -> None:
         self.world.send(ev.CloseDoors())
         assert not self.world.slot.waiting
         assert set(self.world.slot.leases) == self.world.held, "who is being answered may finish"
 
+    @precondition(lambda self: self.world.late())
     @rule()
     def shut_down(self) -> None:
         self.world.ask(ev.Shutdown(self.world.new_id("command")))
@@ -280,6 +203,7 @@ class SlotMachine(RuleBasedStateMachine):
         world = self.world
         world.ask(ev.Shutdown(world.new_id("command")))
         for _ in range(20):
+            world.arbiter_step()
             world.finish_engine()
             world.check()
         assert world.slot.state in (SlotState.OFFLINE, SlotState.ERROR)
@@ -297,31 +221,77 @@ TestSlotMachine = SlotMachine.TestCase
 TestSlotMachine.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
 
 
+def something_happens(world: World, rng: random.Random) -> None:
+    """One event, as often as such things are."""
+    slot = world.slot
+    event: ev.Event
+    match rng.randrange(24):
+        case 0 | 1 | 2 | 3:
+            replay = rng.random() < 0.2
+            world.replays += replay
+            since = max(0.0, world.now - 10) if replay else None
+            priority = rng.randrange(-2, 3)
+            event = ev.Acquire(world.new_id("lease"), "", rng.random() < 0.8, since, priority, replay)
+            world.ask(event)
+        case 4 | 5 | 6 | 7 if world.held:
+            id = rng.choice(sorted(world.held))
+            if rng.random() < 0.1:
+                world.send(ev.Stalled(id))
+            else:
+                world.release(id)
+        case 4 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 12 | 13:
+            world.pull_step(rng.choice(["progress", "done", "done", "failed"]))
+            world.arbiter_step(deny=rng.random() < 0.1)
+            usual = ["start", "open", "ready", "start", "open", "ready", "gone"] * 4
+            world.engine_step(
+                rng.choice([*usual, "exit", "killed", "hung", "stranger"]), taken=rng.random() < 0.3
+            )
+        case 14:
+            world.engine_step(rng.choice(["gone", "survive", "fail"]))
+        case 15 | 16:
+            id = world.new_id("command")
+            commands: list[ev.Command] = [ev.Load(id), ev.Load(id), ev.Load(id), ev.Unload(id), ev.Kill(id)]
+            world.ask(rng.choice([*commands, ev.Restart(id)]))
+        case 17 | 18:
+            world.pass_time(rng.random() * 12)
+        case 19:
+            refusal = GpuExclusive("others need it") if rng.random() < 0.3 else None
+            drain = rng.random() < 0.5
+            world.send(ev.Leave(slot.ticket, "others need it", drain, refusal if drain else None))
+        case 20:
+            world.judge(rng.choice([True, True, None, False]))
+        case 21:
+            events: list[ev.Event] = [ev.ComeBack(), ev.Resync(), ev.Contended(True), ev.Contended(False)]
+            world.send(rng.choice([*events, ev.Drifted(True)]))
+        case 22 if slot.waiting:
+            id = rng.choice(slot.waiting).id
+            world.open.discard(id)
+            world.send(ev.Release(id, rng.random() < 0.5))
+        case 23:
+            if rng.random() < 0.3:
+                world.reconfigured = True
+                world.send(ev.Reconfigure(slot.spec, rng.random() < 0.5, rng.choice([None, None, "n"])))
+        case _:
+            pass
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_left_alone_it_comes_to_rest(seed: int) -> None:
     """After any history, if engines and clock go on and nobody asks for more, everyone gets an answer."""
     rng = random.Random(seed)
-    world = World(present=rng.random() < 0.5)
-    for _ in range(rng.randrange(1, 40)):
-        match rng.randrange(6):
-            case 0 | 1:
-                world.ask(ev.Acquire(world.new_id("lease"), "", rng.random() < 0.8))
-            case 2:
-                id = world.new_id("command")
-                commands: list[ev.Command] = [ev.Load(id), ev.Unload(id), ev.Restart(id), ev.Kill(id)]
-                world.ask(rng.choice(commands))
-            case 3 | 4:
-                world.engine_step(rng.choice(["start", "open", "ready", "exit", "gone"]))
-            case 5:
-                world.now += rng.random() * 5
+    check = rng.random() < 0.5
+    world = World(dataclasses.replace(SPEC, check_output=check), present=rng.random() < 0.5)
+    for _ in range(rng.randrange(1, 150)):
+        something_happens(world, rng)
         world.check()
-    for _ in range(300):
+    for _ in range(600):
+        world.arbiter_step()
         for kind in ("start", "gone", "exit") if world.slot.state is SlotState.UNLOADING else ("gone",):
             world.engine_step(kind)
-        if not world.due() and not world.engines:
+        if not world.due() and not world.engines and world.asked is None:
             break
         for id in sorted(world.held):
-            world.held.discard(id)
-            world.send(ev.Release(id))
+            world.release(id)
         world.check()
     assert not world.open
+    assert not world.slot.wish or world.slot.alive is not None

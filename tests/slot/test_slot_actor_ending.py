@@ -303,7 +303,7 @@ async def test_an_engine_that_dies_breaks_its_leases_and_the_next_request_loads(
     async def test(house: House) -> None:
         lease = await house.slots.acquire("chat", "r")
         fault = await lease.fate.wait()
-        assert (fault.reason, fault.exit, fault.log) == ("exited", "killed by SIGKILL", ("bye",))
+        assert (fault.reason, fault.exit, fault.log) == ("killed", "killed by SIGKILL", ("bye",))
         assert closed(lease)
         assert house.now().state is S.ERROR
         house.slots.release("chat", "r")

@@ -248,7 +248,7 @@ async def test_a_pull_shows_its_progress_and_then_loads(autojump_clock: MockCloc
             await trio.sleep(2.5)
             assert house.now().progress == (200, 300)
             assert house.now().progress_phase == "downloading"
-        assert house.states()[:3] == ["pulling", "starting", "warming"]
+        assert house.states()[:3] == ["pulling", "offline", "starting"]
 
     await in_house(test, FakeBackend(absent=("m",)))
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from slotd.config.load import LoadedConfig, load_config, parse_config
+from slotd.config.load import (
+    ConfigFile,
+    ConfigText,
+    LoadedConfig,
+    Overrides,
+    load_config,
+    parse_config,
+    read_config,
+)
 from slotd.config.model import (
     ENGINE_NAMES,
     SLOT_TYPES,
@@ -10,6 +18,7 @@ from slotd.config.model import (
     Config,
     DispatcherConfig,
     EngineName,
+    JournalConfig,
     MemoryConfig,
     ModelConfig,
     ProcessConfig,
@@ -29,13 +38,17 @@ __all__ = [
     "SLOT_TYPES",
     "BindingConfig",
     "Config",
+    "ConfigFile",
+    "ConfigText",
     "DispatcherConfig",
     "EngineName",
+    "JournalConfig",
     "LlamaCppOptions",
     "LoadedConfig",
     "MemoryConfig",
     "ModelConfig",
     "NoOptions",
+    "Overrides",
     "ProcessConfig",
     "Secrets",
     "ServerConfig",
@@ -47,5 +60,6 @@ __all__ = [
     "demo_text",
     "load_config",
     "parse_config",
+    "read_config",
     "schema_text",
 ]

@@ -209,6 +209,26 @@ def options_fit(drafts: Drafts, report: Report) -> None:
             )
 
 
+def fallbacks_can_stand_in(drafts: Drafts, report: Report) -> None:
+    """Each is another slot of the same type. Their own fallbacks are not followed, so rings are none."""
+    for name, draft in drafts.slots.items():
+        if not draft.sound("fallbacks"):
+            continue
+        names = draft.value.fallbacks
+        for index, fallback in enumerate(names):
+            path = draft.at("fallbacks", index)
+            if fallback == name:
+                report.fault(path, "a slot cannot stand in for itself")
+            elif fallback not in drafts.slot_names:
+                report.fault(path, no_such("slot", fallback, drafts.slot_names))
+            elif fallback in names[:index]:
+                report.fault(path, f"{fallback!r} is given twice")
+            elif draft.sound("type") and (other := drafts.slots.get(fallback)) and other.sound("type"):
+                own, its = draft.value.type, other.value.type
+                if its != own:
+                    report.fault(path, f"{fallback!r} is a slot for {its!r}, not for {own!r}")
+
+
 def memory_suffices(drafts: Drafts, report: Report) -> None:
     budget = drafts.memory.value.budget_mb
     if not drafts.memory.sound("budget_mb") or budget == 0:
@@ -338,6 +358,7 @@ CHECKS: tuple[Check, ...] = (
     engines_have_what_they_need,
     placeholders_are_known,
     options_fit,
+    fallbacks_can_stand_in,
     memory_suffices,
     bindings_have_targets,
     bindings_are_reachable,

@@ -18,6 +18,7 @@ from slotd.config.model import (
     BindingConfig,
     Config,
     DispatcherConfig,
+    JournalConfig,
     MemoryConfig,
     ModelConfig,
     ProcessConfig,
@@ -64,6 +65,7 @@ class Drafts:
     server: Draft[ServerConfig]
     dispatcher: Draft[DispatcherConfig]
     memory: Draft[MemoryConfig]
+    journal: Draft[JournalConfig]
     process: Draft[ProcessConfig]
     models: dict[str, Draft[ModelConfig]]
     slots: dict[str, Draft[SlotConfig]]
@@ -79,6 +81,7 @@ class Drafts:
             server=self.server.value,
             dispatcher=self.dispatcher.value,
             memory=self.memory.value,
+            journal=self.journal.value,
             process=self.process.value,
             models={name: draft.value for name, draft in self.models.items()},
             slots={name: draft.value for name, draft in self.slots.items()},
@@ -99,6 +102,7 @@ def read_drafts(document: Mapping[str, Any], report: Report) -> Drafts:
         server=_section(ServerConfig, document, "server", report),
         dispatcher=_section(DispatcherConfig, document, "dispatcher", report),
         memory=_section(MemoryConfig, document, "memory", report),
+        journal=_section(JournalConfig, document, "journal", report),
         process=_section(ProcessConfig, document, "process", report),
         models=dict(_entries(ModelConfig, models, "models", report)),
         slots=dict(_entries(SlotConfig, slots, "slots", report)),

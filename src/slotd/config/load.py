@@ -20,9 +20,22 @@ from slotd.config.secrets import Secrets
 from slotd.errors import ConfigInvalid
 from slotd.model.source import ModelRef
 
-__all__ = ["LoadedConfig", "load_config", "parse_config"]
+__all__ = [
+    "ConfigFile",
+    "ConfigText",
+    "LoadedConfig",
+    "Overrides",
+    "load_config",
+    "parse_config",
+    "read_config",
+]
 
 MAX_CONFIG_BYTES = 1024 * 1024
+
+Overrides = Mapping[str, Mapping[str, Any]]
+"""Section → key → value that stands in the place of the text's own."""
+
+_NO_OVERRIDES: Overrides = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +62,53 @@ class LoadedConfig:
     def model_ref(self, model: str) -> ModelRef:
         """What the model store needs to fetch a model. Raises KeyError for an unknown model id."""
         config = self.config.models[model]
-        return ModelRef(model, config.source, config.sha256, self.base_dir)
+        return ModelRef(model, config.source, config.sha256, self.base_dir, config.size_mb)
 
 
-def load_config(path: str | os.PathLike[str], *, env: Mapping[str, str] = os.environ) -> LoadedConfig:
+@dataclass(frozen=True, slots=True)
+class ConfigText:
+    """A configuration's text, read once. ``source`` and ``base_dir``: as in :class:`LoadedConfig`."""
+
+    text: str = field(repr=False)
+    source: str
+    base_dir: Path
+
+    def parse(
+        self, *, env: Mapping[str, str] = os.environ, overrides: Overrides = _NO_OVERRIDES
+    ) -> LoadedConfig:
+        """Check it; see :func:`parse_config`."""
+        return parse_config(self.text, self.source, self.base_dir, env=env, overrides=overrides)
+
+
+def load_config(
+    path: str | os.PathLike[str],
+    *,
+    env: Mapping[str, str] = os.environ,
+    overrides: Overrides = _NO_OVERRIDES,
+) -> LoadedConfig:
     """Read and check a configuration file.
 
     Blocks on the disk: run it in a thread where a loop must go on. Raises
     :class:`ConfigInvalid` with every fault, also for a file that cannot be read.
     """
+    return read_config(path).parse(env=env, overrides=overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """Where a configuration comes from, to be read now and again. ``env`` is read each time."""
+
+    path: str | os.PathLike[str]
+    env: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    overrides: Overrides = field(default_factory=dict)
+
+    def load(self) -> LoadedConfig:
+        """See :func:`load_config`."""
+        return load_config(self.path, env=self.env, overrides=self.overrides)
+
+
+def read_config(path: str | os.PathLike[str]) -> ConfigText:
+    """A configuration file's text, unchecked. Blocks; raises :class:`ConfigInvalid`."""
     file = Path(path)
     source = str(path)
     try:
@@ -78,19 +129,25 @@ def load_config(path: str | os.PathLike[str], *, env: Mapping[str, str] = os.env
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigInvalid(source, [f"line {line}: is not text in UTF-8"]) from error
-    return parse_config(text, source, file.absolute().parent, env=env)
+    return ConfigText(text, source, file.absolute().parent)
 
 
 def parse_config(
-    text: str, source: str, base_dir: Path, *, env: Mapping[str, str] = os.environ
+    text: str,
+    source: str,
+    base_dir: Path,
+    *,
+    env: Mapping[str, str] = os.environ,
+    overrides: Overrides = _NO_OVERRIDES,
 ) -> LoadedConfig:
     """Check a configuration's text. ``base_dir`` must be absolute; ``source`` names it in errors.
 
+    ``overrides`` are put into the text's sections before anything is checked.
     Reads the keys file if one is named, and looks whether local models exist.
     Raises :class:`ConfigInvalid` with every fault found.
     """
     report = Report()
-    drafts = read_drafts(_document(text, source), report)
+    drafts = read_drafts(_with(_document(text, source), overrides), report)
     for check in CHECKS:
         check(drafts, report)
     secrets = find_secrets(drafts, base_dir, env, report)
@@ -109,6 +166,16 @@ def _document(text: str, source: str) -> dict[str, Any]:
         raise ConfigInvalid(source, [_syntax(str(error), text)]) from error
     except RecursionError as error:
         raise ConfigInvalid(source, ["lists or tables are nested too deeply"]) from error
+
+
+def _with(document: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """The document with some keys replaced. A section that is no table stays the fault that it is."""
+    merged = dict(document)
+    for section, keys in overrides.items():
+        own = document.get(section, {})
+        if isinstance(own, dict):
+            merged[section] = {**own, **keys}
+    return merged
 
 
 def _syntax(message: str, text: str) -> str:

@@ -41,6 +41,7 @@ __all__ = [
     "Config",
     "DispatcherConfig",
     "EngineName",
+    "JournalConfig",
     "MemoryConfig",
     "ModelConfig",
     "ProcessConfig",
@@ -93,11 +94,22 @@ class ServerConfig(Section):
     heartbeat_after_s: Seconds = 10
     """A streaming request that waits longer for a load is kept alive by comments; 0 = off."""
 
+    heartbeat_every_s: float = Field(default=5, gt=0)
+    """How often such a comment comes."""
+
+    max_wait_s: Seconds = 30
+    """Longest that a request is overtaken: by others of higher priority, or by the traffic of a slot
+    whose memory its own slot needs. 0 = in order of arrival, whatever the priority."""
+
+    turn_hold_s: Seconds = 1
+    """A slot that others need to leave is kept for so long after its last answer."""
+
     max_replays: Count = 2
     """How often a request whose engine died before its first byte is sent again."""
 
     api_keys_env: EnvName = "SLOTD_API_KEYS"
-    """Environment variable with the accepted keys, separated by commas."""
+    """Environment variable with the accepted keys, separated by commas; "KEY;priority=N" gives a key's
+    requests a priority, 0 being the usual one and higher ones being served first."""
 
     api_keys_file: str = ""
     """File with the accepted keys, one a line; added to those of the environment."""
@@ -107,6 +119,9 @@ class ServerConfig(Section):
 
     cors_origins: Origins = ()
     """Web pages of these origins may call slotd; "*" = all."""
+
+    restore: bool = True
+    """Load at start what was loaded when slotd last ended, however it ended."""
 
     state_dir: str = ""
     """Where models, catalogs and marks of running engines are kept; "" = the platform's place."""
@@ -159,6 +174,31 @@ class MemoryConfig(Section):
 
     reserve_mb: Count = 1024
     """Always left free."""
+
+    gpu_budget_mb: Count = 0
+    """For all loaded models on a GPU; 0 = what the GPU has. Without a GPU that can be asked: no limit."""
+
+    gpu_reserve_mb: Count = 256
+    """Always left free on a GPU."""
+
+    wait_s: float = Field(default=300, gt=0)
+    """Longest that a load waits for memory that others use."""
+
+    release_timeout_s: float = Field(default=10, gt=0)
+    """Longest wait until the memory of an engine that has ended is seen to be free."""
+
+
+class JournalConfig(Section):
+    """What is kept on disk of what happened."""
+
+    max_events: Count = 50_000
+    """Events kept; the oldest go first. 0 = none."""
+
+    max_requests: Count = 50_000
+    """Decision records kept; the oldest go first. 0 = none."""
+
+    queue: int = Field(default=4096, ge=1)
+    """Entries that may wait to be written; with more, the newest are dropped and counted."""
 
 
 class ProcessConfig(Section):
@@ -238,13 +278,32 @@ class SlotConfig(Section):
     """Lower is evicted first."""
 
     exclusive: str = ""
-    """Name of an exclusive group; "" = none."""
+    """Needs this device for itself: to load, every other slot that names it, as ``device`` or here,
+    is drained and unloaded, and refused until this one is done; "" = shares."""
+
+    restore_after_s: Seconds = 3600
+    """An exclusive slot without work for so long gives way to those it drove out; 0 = by hand."""
 
     device: str = ""
-    """Where the engine runs, for people and placement; "" = unspecified."""
+    """Where the engine runs; "" = unspecified."""
 
     memory_mb: Count = 0
     """What the engine takes up when loaded; 0 = estimated, then learned."""
+
+    gpu_memory_mb: Count = 0
+    """What it takes up on a GPU; 0 = estimated, then learned."""
+
+    fallbacks: Strings = ()
+    """Slots that answer in this one's place when it cannot in time."""
+
+    fallback_after_s: Seconds = 5
+    """A request that has waited for so long goes to a fallback that can answer at once."""
+
+    check_output: bool | None = None
+    """After each load, once nobody is served, see whether the engine writes words; unset = for llm slots."""
+
+    liveness_timeout_s: Seconds = 30
+    """An engine that neither works nor answers its health check for so long is killed; 0 = never."""
 
     max_parallel: int = Field(default=4, ge=1)
     """Requests served at a time; further ones queue."""
@@ -375,6 +434,7 @@ class Config(Section):
     server: ServerConfig = Field(default_factory=ServerConfig)
     dispatcher: DispatcherConfig = Field(default_factory=DispatcherConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
+    journal: JournalConfig = Field(default_factory=JournalConfig)
     process: ProcessConfig = Field(default_factory=ProcessConfig)
     models: Mapping[str, ModelConfig] = Field(default_factory=dict)
     """Weights by model id."""

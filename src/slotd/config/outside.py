@@ -14,7 +14,16 @@ from slotd.config.draft import Draft, Drafts
 from slotd.config.model import ServerConfig
 from slotd.config.paths import default_state_dir, expand
 from slotd.config.problems import Report
-from slotd.config.secrets import KeyFileInvalid, Secrets, all_sendable, read_keys_file, split_keys
+from slotd.config.secrets import (
+    ApiKey,
+    KeyFileInvalid,
+    KeyInvalid,
+    Secrets,
+    all_sendable,
+    read_api_key,
+    read_keys_file,
+    split_keys,
+)
 from slotd.config.urls import is_loopback
 from slotd.model.source import FileSource
 
@@ -40,42 +49,45 @@ def find_secrets(drafts: Drafts, base_dir: Path, env: Mapping[str, str], report:
             )
         else:
             found[str(draft.path[0])][draft.value.name] = SecretStr(key)
-    return Secrets(tuple(SecretStr(key) for key in api_keys), found["upstreams"], found["slots"])
+    return Secrets(api_keys, found["upstreams"], found["slots"])
 
 
 def _api_keys(
     draft: Draft[ServerConfig], base_dir: Path, env: Mapping[str, str], report: Report
-) -> tuple[str, ...]:
+) -> tuple[ApiKey, ...]:
     server = draft.value
-    keys: list[str] = []
+    keys: list[ApiKey] = []
     if draft.sound("api_keys_env") and server.api_keys_env:
         from_env = split_keys(env.get(server.api_keys_env, ""))
-        if not all_sendable(from_env):
-            report.fault(
-                draft.at("api_keys_env"),
-                f"a key in {server.api_keys_env} holds characters that a header cannot carry",
-            )
+        try:
+            keys.extend(map(read_api_key, from_env))
+        except KeyInvalid as error:
+            report.fault(draft.at("api_keys_env"), f"a key in {server.api_keys_env} {error}")
         if not from_env and server.api_keys_env != ServerConfig().api_keys_env:
             report.warn(
                 draft.at("api_keys_env"), f"the environment variable {server.api_keys_env} is not set"
             )
-        keys.extend(from_env)
     if draft.sound("api_keys_file") and server.api_keys_file:
         path = base_dir / expand(server.api_keys_file)
         try:
             from_file = read_keys_file(path)
-            if not all_sendable(from_file):
-                raise KeyFileInvalid("a key in it holds characters that a header cannot carry")
+            keys.extend(map(read_api_key, from_file))
             if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
                 report.warn(
                     draft.at("api_keys_file"), "other users of this machine can read it; chmod 600 it"
                 )
         except KeyFileInvalid as error:
             report.fault(draft.at("api_keys_file"), str(error))
-        else:
-            keys.extend(from_file)
+        except KeyInvalid as error:
+            report.fault(draft.at("api_keys_file"), f"a key in it {error}")
+    by_secret: dict[str, ApiKey] = {}
+    for key in keys:
+        # Of a key that is given twice, with two priorities, the lower one counts.
+        other = by_secret.setdefault(key.secret.get_secret_value(), key)
+        if key.priority is not None and (other.priority is None or key.priority < other.priority):
+            by_secret[key.secret.get_secret_value()] = key
     _refuse_open_doors(draft, bool(keys), report)
-    return tuple(dict.fromkeys(keys))
+    return tuple(by_secret.values())
 
 
 def _refuse_open_doors(draft: Draft[ServerConfig], keyed: bool, report: Report) -> None:

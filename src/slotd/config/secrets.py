@@ -8,9 +8,36 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-__all__ = ["KeyFileInvalid", "Secrets", "auth_header", "read_keys_file", "split_keys"]
+__all__ = [
+    "PRIORITIES",
+    "ApiKey",
+    "KeyFileInvalid",
+    "KeyInvalid",
+    "Secrets",
+    "auth_header",
+    "read_api_key",
+    "read_keys_file",
+    "split_keys",
+]
 
 MAX_KEYS_FILE_BYTES = 64 * 1024
+
+PRIORITIES = range(-100, 101)
+"""What the priority of a request may be; 0 is the usual one, higher ones are served first."""
+
+_PRIORITY = ";priority="
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What a client may show.
+
+    ``priority``: what its requests have, and the most they can ask for; None: the
+    usual one, and whatever they ask for.
+    """
+
+    secret: SecretStr
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +49,35 @@ class Secrets:
     values print as asterisks; ``get_secret_value()`` gives the text.
     """
 
-    api_keys: tuple[SecretStr, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     upstream_keys: Mapping[str, SecretStr] = field(default_factory=dict)
     slot_keys: Mapping[str, SecretStr] = field(default_factory=dict)
 
 
 class KeyFileInvalid(Exception):
     """The keys file cannot be used; the message follows its key in the configuration."""
+
+
+class KeyInvalid(Exception):
+    """A key that cannot be used; the message never repeats it."""
+
+
+def read_api_key(text: str) -> ApiKey:
+    """A key as it is configured: ``SECRET`` or ``SECRET;priority=N``. Raises :class:`KeyInvalid`."""
+    secret, mark, number = text.partition(_PRIORITY)
+    if not all_sendable([secret]):
+        raise KeyInvalid("holds characters that a header cannot carry")
+    if not mark:
+        return ApiKey(SecretStr(secret))
+    if not secret:
+        raise KeyInvalid(f"has nothing before its '{_PRIORITY}'")
+    try:
+        priority = int(number)
+    except ValueError:
+        priority = PRIORITIES.stop
+    if priority not in PRIORITIES:
+        raise KeyInvalid(f"has a priority that is no integer from {PRIORITIES[0]} to {PRIORITIES[-1]}")
+    return ApiKey(SecretStr(secret), priority)
 
 
 def auth_header(auth: str, key: SecretStr | None) -> tuple[str, str] | None:

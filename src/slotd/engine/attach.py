@@ -8,6 +8,7 @@ import trio
 
 from slotd.process.logs import LogRing
 from slotd.process.plan import Address, EngineHandle, ExitStatus, LaunchPlan, StopReport
+from slotd.process.vitals import Footprint, Vitals
 
 __all__ = ["AttachLauncher"]
 
@@ -49,6 +50,14 @@ class _Attached:
 
     def stranger_listens(self) -> bool:
         return False
+
+    async def vitals(self) -> Vitals | None:
+        await trio.lowlevel.checkpoint()
+        return None
+
+    async def footprint(self) -> Footprint | None:
+        await trio.lowlevel.checkpoint()
+        return None
 
 
 class AttachLauncher:

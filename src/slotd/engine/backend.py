@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slotd.arbiter.tenant import Need
 from slotd.config import SlotConfig
 from slotd.engine import command, llama_cpp
 from slotd.engine.attach import AttachLauncher
+from slotd.engine.need import Headers, need_for
 from slotd.engine.probe import await_ready
-from slotd.errors import RequestInvalid, SpawnFailed
+from slotd.errors import RequestInvalid, SlotdError, SpawnFailed
 from slotd.model.progress import Progress
 from slotd.model.source import ModelRef
 from slotd.model.store import ModelStore
+from slotd.process.gpu import gpu_present
 from slotd.process.plan import Address, EngineHandle, Launcher, LaunchPlan
-from slotd.slot.backend import Abilities, Readiness
+from slotd.slot.backend import Abilities, Finding, Readiness
+from slotd.wire.http1 import Http1Pool
 
 __all__ = ["EngineBackend", "external_address", "make_backend"]
 
@@ -32,11 +36,14 @@ class EngineBackend:
         readiness: Readiness,
         abilities: Abilities,
         make_plan: Callable[[str, Path | None], LaunchPlan],
+        resolve: Callable[[str], Path],
     ) -> None:
         self._slot = slot
         self._models = models
         self._store = store
         self._make_plan = make_plan
+        self._resolve = resolve
+        self._headers = Headers()
         self.launcher = launcher
         self.readiness = readiness
         self.abilities = abilities
@@ -64,6 +71,24 @@ class EngineBackend:
                 raise SpawnFailed(f"the file of model {model!r} is gone; load the slot again to fetch it")
         return self._make_plan(model, path)
 
+    def need(self, model: str) -> Need:
+        """See :meth:`slotd.slot.backend.Backend.need`."""
+        ref = self._models.get(model)
+        path = None
+        if ref is not None:
+            try:
+                path = self._store.present(ref)
+            except SlotdError:
+                path = None  # a source that makes no sense: fetching it will say so
+        return need_for(
+            self._slot,
+            path,
+            size_mb=ref.size_mb if ref is not None else None,
+            gpu_present=gpu_present(),
+            resolve=self._resolve,
+            read=self._headers,
+        )
+
     async def fetch(self, model: str, progress: Callable[[str, int, int | None], None]) -> Path:
         """See :meth:`slotd.slot.backend.Backend.fetch`."""
         ref = self._ref(model)
@@ -74,6 +99,10 @@ class EngineBackend:
             progress(p.phase, p.done_bytes, p.total_bytes)
 
         return await self._store.fetch(ref, report)
+
+    async def check_output(self, http: Http1Pool, model: str) -> Finding | None:
+        """See :meth:`slotd.slot.backend.Backend.check_output`."""
+        return None
 
     async def await_ready(
         self,
@@ -111,7 +140,14 @@ def make_backend(
                 return llama_cpp.launch_plan(slot, model, path, resolve)
 
             return EngineBackend(
-                slot, models, store, local, llama_cpp.readiness, llama_cpp.abilities(slot), llama_plan
+                slot,
+                models,
+                store,
+                local,
+                llama_cpp.readiness,
+                llama_cpp.abilities(slot),
+                llama_plan,
+                resolve,
             )
         case "command":
 
@@ -119,7 +155,14 @@ def make_backend(
                 return command.launch_plan(slot, model, path)
 
             return EngineBackend(
-                slot, models, store, local, command.readiness(slot), command.abilities(slot), command_plan
+                slot,
+                models,
+                store,
+                local,
+                command.readiness(slot),
+                command.abilities(slot),
+                command_plan,
+                resolve,
             )
         case "external":
             rules = command.readiness(slot)
@@ -135,6 +178,7 @@ def make_backend(
                 Readiness(rules.health_path, rules.models_path, own_listener=False),
                 command.abilities(slot),
                 external_plan,
+                resolve,
             )
         case _:
             raise RequestInvalid(f"slot {slot.name!r}: engine {slot.engine!r} is not built in")

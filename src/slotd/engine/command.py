@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from slotd.config import SlotConfig
+from slotd.engine.llama_cpp import NUDGE_AFTER_S
+from slotd.engine.need import identities
 from slotd.errors import SpawnFailed
 from slotd.process.plan import LaunchPlan
 from slotd.slot.backend import Abilities, Readiness
@@ -58,9 +60,14 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path | None) -> Launch
     values = {"model": model, "slot": slot.name}
     if model_path is not None:
         values["model_path"] = str(model_path)
+    argv = tuple(fill(text, values) for text in slot.command)
+    # Of an unknown program it is unknown what a second SIGTERM does to it.
+    known = argv != () and PurePath(argv[0]).name == "llama-server"
     return LaunchPlan(
         slot=slot.name,
-        argv=tuple(fill(text, values) for text in slot.command),
+        argv=argv,
         env={key: fill(text, values) for key, text in slot.env.items()},
         cwd=slot.cwd or None,
+        inputs=identities(model_path) if model_path is not None else (),
+        nudge_after_s=NUDGE_AFTER_S if known else None,
     )

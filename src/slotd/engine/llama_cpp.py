@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 from slotd.config import LlamaCppOptions, SlotConfig
+from slotd.engine.need import identities
 from slotd.errors import SpawnFailed
 from slotd.process.plan import LaunchPlan
 from slotd.slot.backend import Abilities, Readiness
 
-__all__ = ["abilities", "launch_plan", "program", "readiness"]
+__all__ = ["NUDGE_AFTER_S", "abilities", "launch_plan", "program", "readiness"]
+
+NUDGE_AFTER_S = 0.3
+"""llama-server leaves at once on its second SIGTERM.
+
+The first only asks it to: with an answer under way it looks once a second
+whether that one's client has gone, and between two batches at that. slotd has
+closed its connections before it asks, so there is nothing left to wait for.
+"""
 
 readiness = Readiness(health_path="/health", models_path="/v1/models")
 
@@ -41,6 +50,7 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callabl
 
     The alias makes answers and ``/v1/models`` show the configured model's name
     instead of a file's path. ``resolve`` makes the config's paths absolute.
+    Looks at the files (a stat each), whether or not they are there.
     """
     options = slot.options
     if not isinstance(options, LlamaCppOptions):
@@ -79,15 +89,27 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callabl
     if pooling:
         argv += ["--pooling", pooling]
     argv += ["--flash-attn", options.flash_attn]
+    files = [model_path]
     if options.mmproj:
-        argv += ["--mmproj", str(resolve(options.mmproj))]
+        files.append(resolve(options.mmproj))
+        argv += ["--mmproj", str(files[-1])]
     for adapter in options.lora:
-        argv += ["--lora", str(resolve(adapter))]
+        files.append(resolve(adapter))
+        argv += ["--lora", str(files[-1])]
     if options.chat_template:
         inline = "{%" in options.chat_template or "{{" in options.chat_template
         if inline:
             argv += ["--chat-template", options.chat_template]
         else:
-            argv += ["--chat-template-file", str(resolve(options.chat_template))]
+            files.append(resolve(options.chat_template))
+            argv += ["--chat-template-file", str(files[-1])]
     argv += options.extra_args
-    return LaunchPlan(slot=slot.name, argv=tuple(argv), env=dict(slot.env), cwd=slot.cwd or None)
+    return LaunchPlan(
+        slot=slot.name,
+        argv=tuple(argv),
+        # When ggml aborts it has its own stack printed by a debugger, at length: no help in a log.
+        env={"GGML_NO_BACKTRACE": "1", **slot.env},
+        cwd=slot.cwd or None,
+        nudge_after_s=NUDGE_AFTER_S,
+        inputs=identities(*files),
+    )

@@ -94,12 +94,16 @@ Source: TypeAlias = FileSource | HttpSource | WheelSource | HfSource
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model as configured. ``sha256`` in hex, "" if not pinned; ``base_dir`` anchors relative paths."""
+    """A model as configured. ``sha256`` in hex, "" if not pinned; ``base_dir`` anchors relative paths.
+
+    ``size_mb``: of the file, in megabytes; for who must know before it is here.
+    """
 
     name: str
     source: str
     sha256: str = ""
     base_dir: Path = Path()
+    size_mb: int | None = None
 
 
 def parse_source(text: str) -> Source:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -17,11 +19,17 @@ from slotd.process.identity import ProcessIdentity
 from slotd.process.listener import Holder, holder_of
 from slotd.process.logs import LogRing
 from slotd.process.plan import Address, ExitStatus
+from slotd.process.vitals import Footprint, Vitals, read_footprint, read_vitals
 
 __all__ = ["Child", "LocalEngine", "spawn"]
 
 KILL_WAIT_S = 5.0
 """How long SIGKILL may take until a process counts as unkillable."""
+
+NUDGES = 3
+"""How often a leader that was asked to stop is asked again."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,10 @@ class LocalEngine:
         # Its deadline is when patience ends. Moving it is all that a stop
         # request has to do: the task that waits for the exit does the rest.
         self._patience = trio.CancelScope()
-        self._asked_to_stop = False
+        self._asked_to_stop = trio.Event()
+        # One reading at a time: one that the kernel holds up costs one thread,
+        # and delays nothing but the next readings of this very engine.
+        self._reader = trio.CapacityLimiter(1)
         self._killed = False
         self._status: ExitStatus | None = None
         self._reaped = False
@@ -132,10 +143,22 @@ class LocalEngine:
             self.kill()
             return
         self._patience.deadline = min(self._patience.deadline, trio.current_time() + grace_s)
-        if not self._asked_to_stop:
-            self._asked_to_stop = True
+        if not self._asked_to_stop.is_set():
+            self._asked_to_stop.set()
             self._signal_group(signal.SIGTERM)
             self._signal_group(signal.SIGCONT)  # a stopped process handles no SIGTERM
+
+    async def nudge(self, after_s: float) -> None:
+        """Send SIGTERM again each ``after_s`` seconds once a stop was requested, ``NUDGES`` times at most.
+
+        Ends early with the leader; cancelled, it has nothing to undo.
+        """
+        await self._asked_to_stop.wait()
+        for _ in range(NUDGES):
+            await trio.sleep(after_s)
+            if self._status is not None or self._killed:
+                return
+            self._signal_group(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL the whole group, unless the leader has ended. Synchronous."""
@@ -149,6 +172,12 @@ class LocalEngine:
 
     def stranger_listens(self) -> bool:
         return self._holder() is Holder.STRANGER
+
+    async def vitals(self) -> Vitals | None:
+        return await self._read(read_vitals)
+
+    async def footprint(self) -> Footprint | None:
+        return await self._read(read_footprint)
 
     async def ended(self) -> ExitStatus | None:
         """Wait for the leader's end; it stays a zombie, so that its pid and group remain its own.
@@ -192,6 +221,19 @@ class LocalEngine:
             self._reaped = True
             self._child.process.poll()
             os.close(self._child.pidfd)
+
+    async def _read(self, reading: Callable[[int, int, str], T | None]) -> T | None:
+        await trio.lowlevel.checkpoint()
+        if self._status is not None or self._reaped:
+            return None
+        identity = self._child.identity
+        found = await trio.to_thread.run_sync(
+            functools.partial(reading, identity.pid, identity.start_ticks, self._marker),
+            limiter=self._reader,
+            abandon_on_cancel=True,  # it only reads, and holds nothing
+            thread_name="slotd-vitals",
+        )
+        return None if self._status is not None else found
 
     def _holder(self) -> Holder:
         if self._reaped:

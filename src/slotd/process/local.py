@@ -91,6 +91,8 @@ class LocalLauncher:
             nursery.start_soon(_pump_and_tell, child.output, log, drained)
             try:
                 self._enter(engine, plan.slot)
+                if plan.nudge_after_s is not None:
+                    nursery.start_soon(engine.nudge, plan.nudge_after_s)
                 started(engine)
                 if self._ledger is not None:
                     nursery.start_soon(self._ledger.flush)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from slotd.process.logs import LogRing
+    from slotd.process.vitals import Footprint, Vitals
 
 __all__ = ["Address", "EngineHandle", "ExitStatus", "LaunchPlan", "Launcher", "StopReport"]
 
@@ -38,16 +39,27 @@ class LaunchPlan:
     ``argv`` and the values of ``env`` may hold ``{port}`` and ``{host}``; the
     launcher fills them in, so that two starts of the same plan have the same
     ``digest``. ``env`` is added to slotd's own environment.
+
+    ``nudge_after_s``: an engine that is still there so long after it was asked
+    to stop is asked again (see :meth:`EngineHandle.request_stop`). For servers
+    that take the first SIGTERM as "when convenient" and the second as "now".
+    How an engine is stopped does not decide what runs: no part of the digest.
+
+    ``inputs`` tells the files that the engine reads from those they replace (see
+    :func:`slotd.engine.need.identities`), so that new weights under an old name
+    are another launch.
     """
 
     slot: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str | None = None
+    nudge_after_s: float | None = None
+    inputs: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """A stable hash of the plan; equal digests mean the same launch."""
-        doc = [self.argv, sorted(self.env.items()), self.cwd]
+        doc = [self.argv, sorted(self.env.items()), self.cwd, self.inputs]
         return hashlib.sha256(json.dumps(doc).encode()).hexdigest()[:16]
 
 
@@ -100,6 +112,9 @@ class EngineHandle(Protocol):
     def request_stop(self, grace_s: float) -> None:
         """Ask the engine to end: SIGTERM to the group now, SIGKILL after ``grace_s``.
 
+        Where the plan says so, SIGTERM is sent again within the grace, a few
+        times at most, to a leader that has not ended.
+
         Synchronous and idempotent. A later call with an earlier deadline
         shortens the wait; ``grace_s = 0`` kills at once.
         """
@@ -112,6 +127,19 @@ class EngineHandle(Protocol):
 
     def stranger_listens(self) -> bool:
         """Whether a process outside this engine's group holds the port."""
+
+    async def vitals(self) -> Vitals | None:
+        """What its processes do now; None once it has ended, or if slotd does not run it.
+
+        Reads the process table in a thread, in milliseconds as a rule. The
+        kernel can hold up a reading, however, so the caller sets a deadline;
+        cancellation returns at once. One reading of an engine at a time: a
+        second one waits for the first. An OSError means that nothing could be
+        seen, no file descriptors left for example.
+        """
+
+    async def footprint(self) -> Footprint | None:
+        """What memory its processes hold now; dearer, else as :meth:`vitals`."""
 
 
 class Launcher(Protocol):

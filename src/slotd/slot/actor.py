@@ -10,33 +10,37 @@ an event when it is done.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 import trio
 
 from slotd.actor import Actor, Mailbox, Reply, Snapshot
+from slotd.arbiter import tenant
+from slotd.arbiter.tenant import TenantFacts
 from slotd.errors import RequestCancelled, SlotdError
 from slotd.events import EventBus, types
 from slotd.process.logs import LogRing
-from slotd.process.plan import EngineHandle, ExitStatus
+from slotd.process.vitals import Footprint
 from slotd.slot import effects as fx
 from slotd.slot import messages as ev
 from slotd.slot.backend import Backend
-from slotd.slot.lease import Fate, Lease
-from slotd.slot.machine import Slot, SlotSpec, next_deadline, step
-from slotd.slot.state import Fault, SlotSnapshot, SlotState
-from slotd.wire.http1 import Http1Pool
+from slotd.slot.generation import Generation
+from slotd.slot.lease import Lease
+from slotd.slot.machine import Room, Slot, SlotSpec, next_deadline, step
+from slotd.slot.state import UP, Fault, SlotSnapshot, SlotState
+from slotd.slot.turn import BREAKER
 
-__all__ = ["SlotActor", "SlotIdentity"]
+__all__ = ["Configure", "SlotActor", "SlotIdentity"]
 
-KEEP_ALIVE_S = 4.0
-"""llama.cpp closes idle connections after 5 s; one that is about to be closed is no help."""
+DRIFT_LOOK_S = 5.0
+"""How often, at most, a quiet slot compares what runs with what would be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotIdentity:
-    """The configured facts of a slot that never change while its actor lives."""
+    """The configured facts of a slot. They change only by :class:`slotd.slot.actor.Configure`."""
 
     spec: SlotSpec
     type: str
@@ -45,52 +49,52 @@ class SlotIdentity:
     labels: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     default: bool = False
-    log_tail_lines: int = 20
+    priority: int = 50
+    device: str = ""
+    exclusive: str = ""
+    restore_after_s: float = 3600.0
+    owns_memory: bool = True
+
+    def facts(self) -> TenantFacts:
+        """What the arbiter has to know."""
+        return TenantFacts(
+            slot=self.spec.name,
+            priority=self.priority,
+            pinned=self.spec.pinned,
+            device=self.device,
+            exclusive=self.exclusive,
+            restore_after_s=self.restore_after_s,
+            owns_memory=self.owns_memory,
+            drain_timeout_s=self.spec.drain_timeout_s,
+        )
 
 
-class _Engine:
-    """One generation: its task's scope, its connections, its end."""
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Another configuration, and the backend that goes with it."""
 
-    def __init__(self, generation: int) -> None:
-        self.generation = generation
-        self.scope = trio.CancelScope()
-        self.fate = Fate()
-        self.handle: EngineHandle | None = None
-        self.http: Http1Pool | None = None
-        self.stop_grace_s: float | None = None
-        self.port_taken = False
-        self.log_from = 0
-
-    def request_stop(self, grace_s: float) -> None:
-        self.stop_grace_s = grace_s
-        if self.handle is not None:
-            self.handle.request_stop(grace_s)
-        else:
-            # Not spawned yet: the launcher leaves nothing behind when cancelled.
-            self.scope.cancel()
-
-    def lose(self, fault: Fault) -> None:
-        self.fate.seal(fault)
-        if self.http is not None:
-            self.http.close()
+    identity: SlotIdentity
+    backend: Backend
 
 
-class SlotActor(Actor[ev.Message]):
+class SlotActor(Actor[ev.Message | Configure]):
     """Owner of one slot.
 
     ``resume`` is the machine's state to begin with: a fresh one, or, after a
-    crash, one in ``error`` that goes on counting generations.
+    crash, one in ``error`` that goes on counting generations. ``report`` posts
+    to the arbiter; None: there is none, and room for everybody.
     """
 
     def __init__(
         self,
-        mailbox: Mailbox[ev.Message],
+        mailbox: Mailbox[ev.Message | Configure],
         identity: SlotIdentity,
         backend: Backend,
         bus: EventBus,
         snapshot: Snapshot[SlotSnapshot],
         logs: LogRing,
         resume: Slot,
+        report: Callable[[tenant.Report], object] | None = None,
     ) -> None:
         super().__init__(mailbox)
         self._identity = identity
@@ -100,9 +104,13 @@ class SlotActor(Actor[ev.Message]):
         self._logs = logs
         self._slot = resume
         self._replies: dict[str, Reply[Any]] = {}
-        self._engine: _Engine | None = None
+        self._report = report
+        self._engine: Generation | None = None
         self._pull: trio.CancelScope | None = None
         self._digest = ""
+        self._need = tenant.Need(0)
+        self._footprint: Footprint | None = None
+        self._drift_seen = -math.inf
 
     @property
     def slot(self) -> Slot:
@@ -119,16 +127,18 @@ class SlotActor(Actor[ev.Message]):
         fault = Fault("actor_crashed", "slotd's own actor for this slot crashed")
         self._snapshot.publish(self._snapshot.value.after_crash(fault))
 
-    def handle(self, message: ev.Message) -> None:
+    def handle(self, message: ev.Message | Configure) -> None:
         match message:
             case ev.QueryState(reply):
                 reply.answer(self._slot.state)
+            case Configure(identity, backend):
+                self._configure(identity, backend)
             case ev.Asked(event, reply):
                 if reply.abandoned:
                     return
                 self._replies[event.id] = reply
                 self._step(event)
-            case ev.Release(id):
+            case ev.Release(id, _):
                 waiting = self._replies.pop(id, None)
                 if waiting is not None:
                     # Withdrawn by another than the asker: it must not hang.
@@ -142,9 +152,11 @@ class SlotActor(Actor[ev.Message]):
         return math.inf if due is None else due[0]
 
     def on_deadline(self, now: float) -> None:
-        due = next_deadline(self._slot)
-        if due is not None:
+        # More than one may come due at the same instant.
+        while (due := next_deadline(self._slot)) is not None and due[0] <= now:
             self._step(ev.Due(due[1]))
+            if next_deadline(self._slot) == due:
+                return  # not dealt with: the loop says so
 
     def _step(self, event: ev.Event) -> None:
         now = trio.current_time()
@@ -155,7 +167,24 @@ class SlotActor(Actor[ev.Message]):
         self._slot, effects = step(self._slot, event, now)
         for effect in effects:
             self._perform(effect)
+        if self._slot.quiet and now - self._drift_seen >= DRIFT_LOOK_S:
+            self._drift_seen = now
+            if self._planned() != self._digest:
+                self.mailbox.post(ev.Drifted(True))
         self._publish()
+
+    def _planned(self) -> str:
+        """The digest of what would be started now; the present one if that cannot be told."""
+        try:
+            return self._backend.plan(self._slot.model).digest()
+        except SlotdError:
+            return self._digest
+
+    def _configure(self, identity: SlotIdentity, backend: Backend) -> None:
+        before, self._identity, self._backend = self._identity, identity, backend
+        model = identity.model if identity.model != before.model else None
+        relaunch = model is not None or self._planned() != self._digest
+        self._step(ev.Reconfigure(identity.spec, relaunch, model))
 
     # --- effects --------------------------------------------------------------------
 
@@ -174,17 +203,26 @@ class SlotActor(Actor[ev.Message]):
             case fx.Moved(before, after, why):
                 self._moved(before, after, why)
             case fx.Launch(generation):
-                self._engine = _Engine(generation)
-                self.children.start_soon(self._run_engine, self._engine)
+                self._launch(generation)
             case fx.Probe(generation):
-                if self._engine is not None and self._engine.generation == generation:
-                    self.children.start_soon(self._probe, self._engine)
+                if (engine := self._of(generation)) is not None:
+                    self.children.start_soon(engine.probe)
             case fx.StopEngine(generation, grace_s):
-                if self._engine is not None and self._engine.generation == generation:
-                    self._engine.request_stop(grace_s)
+                if (engine := self._of(generation)) is not None:
+                    engine.request_stop(grace_s)
             case fx.EngineLost(generation, fault):
-                if self._engine is not None and self._engine.generation == generation:
-                    self._engine.lose(fault)
+                if (engine := self._of(generation)) is not None:
+                    engine.lose(fault)
+            case fx.CheckOutput(generation):
+                if (engine := self._of(generation)) is not None:
+                    self.children.start_soon(engine.check_output, engine.open_check())
+            case fx.StopCheck():
+                if self._engine is not None:
+                    self._engine.stop_check()
+            case fx.AskRoom(ticket, since):
+                self._ask_room(ticket, since)
+            case fx.Tell(word, ticket, why):
+                self._tell(word, ticket, why)
             case fx.BeginPull(generation):
                 self._pull = trio.CancelScope()
                 self.children.start_soon(self._run_pull, generation, self._slot.model, self._pull)
@@ -194,6 +232,80 @@ class SlotActor(Actor[ev.Message]):
             case _:
                 assert_never(effect)
 
+    def _of(self, generation: int) -> Generation | None:
+        engine = self._engine
+        return engine if engine is not None and engine.number == generation else None
+
+    def _launch(self, generation: int) -> None:
+        engine = Generation(
+            generation,
+            self._slot.model,
+            self._backend,
+            self._logs,
+            self.mailbox.post,
+            self._measured,
+        )
+        self._engine, self._footprint = engine, None
+
+        def ended(facts: dict[str, object]) -> None:
+            self._bus.publish(types.SLOT_STOPPED, facts, slot=self._slot.spec.name)
+
+        async def run() -> None:
+            await engine.run(ended)
+
+        self.children.start_soon(run, name=f"engine {self._slot.spec.name}#{generation}")
+
+    def _measured(self, found: Footprint) -> None:
+        s = self._slot
+        self._footprint = found
+        if self._report is not None and self._engine is not None:
+            self._report(
+                tenant.Measured(s.spec.name, s.ticket, self._engine.digest, found.ram_mb, found.gpu_mb)
+            )
+        self._publish()
+
+    # --- the arbiter ----------------------------------------------------------------
+
+    def _ask_room(self, ticket: int, since: float) -> None:
+        s = self._slot
+        if self._report is None:
+            self.mailbox.post(ev.Admitted(ticket))
+            return
+        try:
+            self._need = self._backend.need(s.model)
+        except SlotdError:
+            self._need = tenant.Need(0)  # what is wrong with it, the start will say
+        try:
+            digest = self._backend.plan(s.model).digest()
+        except SlotdError:
+            digest = ""
+        self._report(tenant.Admit(s.spec.name, ticket, self._need, digest, since))
+
+    def _tell(self, word: fx.Word, ticket: int, why: str) -> None:
+        if self._report is None:
+            return
+        s, name = self._slot, self._slot.spec.name
+        match word:
+            case fx.Word.WITHDRAW:
+                self._report(tenant.Withdraw(name, ticket))
+            case fx.Word.UP:
+                self._report(tenant.Up(name, ticket))
+            case fx.Word.FAILED:
+                self._report(tenant.Failed(name, ticket))
+            case fx.Word.GONE:
+                self._report(tenant.Gone(name, ticket))
+            case fx.Word.QUIET:
+                self._report(tenant.Quiet(name, ticket))
+            case fx.Word.STAYS:
+                self._report(tenant.Stays(name, ticket, why))
+            case fx.Word.HOLDING:
+                held = ticket if s.room is Room.HELD else None
+                self._report(tenant.Holding(name, held, self._need, s.state in UP))
+            case _:
+                assert_never(word)
+
+    # --- leases and news --------------------------------------------------------------
+
     def _grant(self, id: str) -> None:
         engine, address = self._engine, self._slot.address
         assert engine is not None
@@ -202,7 +314,7 @@ class SlotActor(Actor[ev.Message]):
         lease = Lease(
             id=id,
             slot=self._slot.spec.name,
-            generation=engine.generation,
+            generation=engine.number,
             model=self._slot.model,
             model_name=self._backend.abilities.model_name,
             address=address,
@@ -230,6 +342,10 @@ class SlotActor(Actor[ev.Message]):
             slot=slot.spec.name,
         )
         if after is SlotState.READY and before is SlotState.WARMING:
+            if self._engine is not None:
+                self._digest = self._engine.digest
+                self._drift_seen = trio.current_time()
+                self.children.start_soon(self._engine.watch, slot.spec.liveness_timeout_s)
             self._bus.publish(
                 types.SLOT_LOADED,
                 {"generation": slot.generation, "load_s": slot.load_s, "model": slot.model},
@@ -270,90 +386,43 @@ class SlotActor(Actor[ev.Message]):
                 last_used=s.last_used,
                 starts=s.starts,
                 nonstream_cancel=abilities.nonstream_cancel,
+                priority=identity.priority,
+                device=identity.device,
+                exclusive=identity.exclusive,
+                blocked=self._blocked(),
+                retry_at=s.breaker.until if s.breaker.blocks(trio.current_time()) else None,
+                failures=s.breaker.failures,
+                drift=s.stale,
+                checked=self._checked(),
+                ram_mb=self._taken()[0],
+                gpu_mb=self._taken()[1],
                 notes=(note,) if note else (),
             )
         )
 
-    # --- children -------------------------------------------------------------------
-
-    async def _run_engine(self, engine: _Engine) -> None:
-        """Live as long as one engine process; report its start, exit and end."""
-        generation = engine.generation
-        engine.log_from = self._logs.position
-        loading = True
-
-        def started(handle: EngineHandle) -> None:
-            engine.handle = handle
-            engine.http = Http1Pool(handle.address.host, handle.address.port, idle_s=KEEP_ALIVE_S)
-            self.mailbox.post(ev.Started(generation, handle.address, handle.pid))
-            if engine.stop_grace_s is not None:
-                handle.request_stop(engine.stop_grace_s)
-
-        def exited(status: ExitStatus) -> None:
-            nonlocal loading
-            loading = self._slot.state in (SlotState.STARTING, SlotState.WARMING)
-            if loading and engine.handle is not None:
-                engine.port_taken = engine.handle.stranger_listens()
-            self.mailbox.post(ev.Exited(generation, status, self._last_words(engine)))
-
-        try:
-            with engine.scope:
-                plan = self._backend.plan(self._slot.model)
-                self._digest = plan.digest()
-                report = await self._backend.launcher.run(
-                    plan, logs=self._logs, started=started, exited=exited
-                )
-                stopped = {
-                    "generation": generation,
-                    "exit": str(report.exit),
-                    "killed": report.killed,
-                    "swept": report.swept,
-                    "survivors": report.survivors,
-                }
-                self._bus.publish(types.SLOT_STOPPED, stopped, slot=self._slot.spec.name)
-                self.mailbox.post(ev.Gone(generation, report, self._last_words(engine), engine.port_taken))
-                return
-        except SlotdError as error:
-            reason = "spawn_failed" if error.code == "slot.spawn_failed" else "plan_invalid"
-            self.mailbox.post(ev.LaunchFailed(generation, Fault(reason, error.message)))
-            return
-        finally:
-            engine.lose(Fault("exited", "the engine has ended"))
-        # Reached only when the scope was cancelled before the process existed.
-        self.mailbox.post(ev.LaunchFailed(generation, Fault("unloaded", "stopped before it was started")))
-
-    def _last_words(self, engine: _Engine) -> tuple[str, ...]:
-        """The tail of what this engine wrote, without that of the one before it."""
-        return self._logs.tail(self._identity.log_tail_lines, engine.log_from)
-
-    async def _probe(self, engine: _Engine) -> None:
-        handle = engine.handle
-        if handle is None:
-            return
-        generation = engine.generation
-        models: tuple[str, ...] | None = None
-
-        def port_opened() -> None:
-            self.mailbox.post(ev.PortOpened(generation))
-
-        def stranger() -> None:
-            self.mailbox.post(ev.StrangerFound(generation))
-
-        async with trio.open_nursery() as nursery:
-
-            async def until_lost() -> None:
-                await engine.fate.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(until_lost)
-            models = await self._backend.await_ready(
-                handle,
-                port_opened=port_opened,
-                stranger=stranger,
+    def _blocked(self) -> str:
+        s = self._slot
+        if s.room is Room.ASKED:
+            return f"waits for room: needs {self._need.ram_mb} MiB" + (
+                f" and {self._need.gpu_mb} MiB on the GPU" if self._need.gpu_mb else ""
             )
-            nursery.cancel_scope.cancel()
-        if models is not None:
-            self.mailbox.post(ev.Ready(generation, models))
+        if s.down and s.wish and BREAKER in s.deadlines:
+            return f"has failed {s.breaker.failures} times in a row; tried again later"
+        return ""
+
+    def _checked(self) -> str:
+        s = self._slot
+        return f"failed: {s.condemned.message}" if s.condemned is not None else s.check.value
+
+    def _taken(self) -> tuple[int | None, int | None]:
+        """MiB that it takes up, as measured, else as reserved."""
+        if self._slot.alive is None:
+            return None, None
+        if self._footprint is not None:
+            return self._footprint.ram_mb, self._footprint.gpu_mb
+        return self._need.ram_mb or None, self._need.gpu_mb or None
+
+    # --- children -------------------------------------------------------------------
 
     async def _run_pull(self, generation: int, model: str, scope: trio.CancelScope) -> None:
         def progress(phase: str, done: int, total: int | None) -> None:

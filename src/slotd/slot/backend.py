@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from slotd.arbiter.tenant import Need
 from slotd.process.plan import EngineHandle, Launcher, LaunchPlan
+from slotd.wire.http1 import Http1Pool
 
-__all__ = ["Abilities", "Backend", "Readiness"]
+__all__ = ["Abilities", "Backend", "Finding", "Readiness"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,16 @@ class Abilities:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a look at an engine's output found: words (``ok`` True), garbage (False), or nothing (None)."""
+
+    ok: bool | None
+    text: str = ""
+    why: str | None = None
+    took_s: float = 0.0
+
+
 class Backend(Protocol):
     """An engine bound to one configured slot."""
 
@@ -83,6 +95,12 @@ class Backend(Protocol):
     def plan(self, model: str) -> LaunchPlan:
         """The launch plan. Raises :class:`slotd.errors.SlotdError` if there can be none."""
 
+    def need(self, model: str) -> Need:
+        """What the engine would take up with this model. Quick: stats, and a short read if a file is new.
+
+        Raises nothing: of a model that nobody knows it says "unknown".
+        """
+
     async def fetch(self, model: str, progress: Callable[[str, int, int | None], None]) -> Path:
         """Fetch the model's file; ``progress(phase, done_bytes, total_bytes)``."""
         ...
@@ -95,4 +113,8 @@ class Backend(Protocol):
         stranger: Callable[[], None],
     ) -> tuple[str, ...]:
         """Probe until the engine is ready; returns the models it lists."""
+        ...
+
+    async def check_output(self, http: Http1Pool, model: str) -> Finding | None:
+        """One short completion, judged; None: this slot's output is not looked at."""
         ...

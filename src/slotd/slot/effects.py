@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeAlias
 
 from slotd.errors import SlotdError
 from slotd.slot.state import Fault, SlotState
 
 __all__ = [
+    "AskRoom",
     "BeginPull",
+    "CheckOutput",
     "Done",
     "Effect",
     "EndPull",
@@ -19,7 +22,10 @@ __all__ = [
     "Moved",
     "Probe",
     "Refuse",
+    "StopCheck",
     "StopEngine",
+    "Tell",
+    "Word",
 ]
 
 
@@ -98,6 +104,60 @@ class Moved:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class AskRoom:
+    """Ask the arbiter for room. ``since``: when the oldest of those who wait came."""
+
+    ticket: int
+    since: float
+
+
+class Word(Enum):
+    """What a slot tells the arbiter about a ticket: see :mod:`slotd.arbiter.tenant`."""
+
+    WITHDRAW = "withdraw"
+    UP = "up"
+    FAILED = "failed"
+    GONE = "gone"
+    QUIET = "quiet"
+    STAYS = "stays"
+    HOLDING = "holding"
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the arbiter; ``why`` goes with ``STAYS``."""
+
+    word: Word
+    ticket: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutput:
+    """See whether the engine writes words."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopCheck:
+    """Leave off: somebody needs the engine."""
+
+
 Effect: TypeAlias = (
-    BeginPull | EndPull | Launch | Probe | StopEngine | EngineLost | Grant | Refuse | Done | Moved
+    BeginPull
+    | EndPull
+    | Launch
+    | Probe
+    | StopEngine
+    | EngineLost
+    | Grant
+    | Refuse
+    | Done
+    | Moved
+    | AskRoom
+    | Tell
+    | CheckOutput
+    | StopCheck
 )

@@ -3,41 +3,79 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 import trio
 
 from slotd.actor import ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Snapshot, Supervisor
-from slotd.errors import ActorGone, ServerStopping, SlotNotFound
+from slotd.arbiter import tenant
+from slotd.arbiter.tenant import TenantFacts
+from slotd.errors import ActorGone, ServerStopping, SlotdError, SlotNotFound, SlotUnkillable
 from slotd.events import EventBus, Subscription, types
 from slotd.names import nearest
 from slotd.process.logs import LogRing
 from slotd.slot import messages as ev
-from slotd.slot.actor import SlotActor, SlotIdentity
+from slotd.slot.actor import Configure, SlotActor, SlotIdentity
 from slotd.slot.backend import Backend
 from slotd.slot.lease import Lease
-from slotd.slot.machine import Slot
-from slotd.slot.state import Fault, SlotSnapshot, SlotState
+from slotd.slot.machine import Room, Slot
+from slotd.slot.state import UP, Fault, SlotSnapshot, SlotState
 
 T = TypeVar("T")
 
-__all__ = ["SlotManager"]
+__all__ = ["Landlord", "SlotManager"]
 
 log = structlog.get_logger("slotd")
 
 
+class Landlord(Protocol):
+    """The arbiter, as the slots need it; all synchronous."""
+
+    def register(self, facts: TenantFacts, tenant: tenant.Tenant) -> None: ...
+
+    def unregister(self, slot: str) -> None: ...
+
+    def report(self, report: tenant.Report) -> object: ...
+
+
 @dataclass(slots=True)
 class _Entry:
+    """A slot and where to reach it. Implements :class:`slotd.arbiter.tenant.Tenant`."""
+
     identity: SlotIdentity
     backend: Backend
-    mailbox: Mailbox[ev.Message]
+    mailbox: Mailbox[ev.Message | Configure]
     snapshot: Snapshot[SlotSnapshot]
     logs: LogRing
+    child: str
     actor: SlotActor | None = None
+
+    def admitted(self, ticket: int) -> None:
+        self.mailbox.post(ev.Admitted(ticket))
+
+    def denied(self, ticket: int, error: SlotdError) -> None:
+        self.mailbox.post(ev.Denied(ticket, error))
+
+    def contended(self, on: bool) -> None:
+        self.mailbox.post(ev.Contended(on))
+
+    def leave(self, order: tenant.Leave) -> None:
+        self.mailbox.post(order)
+
+    def come_back(self) -> None:
+        self.mailbox.post(ev.ComeBack())
+
+    def resync(self) -> None:
+        self.mailbox.post(ev.Resync())
+
+    def view(self) -> tenant.TenantView:
+        s = self.snapshot.value
+        going = s.draining and not s.queued
+        return tenant.TenantView(s.state in UP, s.leases, s.queued, s.last_used, s.quiet_since, going)
 
 
 class SlotManager:
@@ -49,41 +87,87 @@ class SlotManager:
     Deadlines are the caller's (``trio.fail_after``).
     """
 
-    def __init__(self, bus: EventBus, *, intensity: Intensity | None = None) -> None:
+    def __init__(
+        self, bus: EventBus, *, intensity: Intensity | None = None, landlord: Landlord | None = None
+    ) -> None:
         self._bus = bus
+        self._landlord = landlord
         self._intensity = intensity or Intensity()
         self._entries: dict[str, _Entry] = {}
         self._supervisor = Supervisor(self._crashed)
         self._ids = itertools.count(1)
         self._stopping = False
+        self._running = False
+        self._removed: dict[str, list[_Entry]] = {}
 
     def add(self, identity: SlotIdentity, backend: Backend, *, log_kb: int = 256) -> None:
-        """Declare a slot; its actor starts with :meth:`run`."""
+        """Declare a slot; its actor starts with :meth:`run`, or at once if that runs already."""
         spec = identity.spec
+        if spec.name in self._entries:
+            raise ValueError(f"slot {spec.name!r} exists already")
         first = SlotSnapshot(
             spec.name, identity.type, identity.engine, SlotState.OFFLINE, model=identity.model
         )
-        self._entries[spec.name] = _Entry(
-            identity, backend, Mailbox(f"slot {spec.name}"), Snapshot(first), LogRing(log_kb * 1024)
-        )
+        mailbox: Mailbox[ev.Message | Configure] = Mailbox(f"slot {spec.name}")
+        # One that was removed may still be ending under the same name.
+        again = len(self._removed.get(spec.name, ()))
+        child = f"{mailbox.name}#{next(self._ids)}" if again else mailbox.name
+        entry = _Entry(identity, backend, mailbox, Snapshot(first), LogRing(log_kb * 1024), child)
+        self._entries[spec.name] = entry
+        if self._running:
+            self._start(entry)
+
+    def reconfigure(self, name: str, identity: SlotIdentity, backend: Backend) -> None:
+        """Give a slot another configuration.
+
+        Its numbers hold at once. If what it would start is not what it runs,
+        it is drained (who comes meanwhile waits), and loaded again if somebody
+        waits or it was to be up.
+        """
+        entry = self._entry(name)
+        entry.identity, entry.backend = identity, backend
+        if self._landlord is not None:
+            self._landlord.register(identity.facts(), entry)
+        entry.mailbox.post(Configure(identity, backend))
+
+    async def remove(self, name: str) -> None:
+        """Take a slot away: unknown at once, gone when its requests are done."""
+        entry = self._entry(name)
+        del self._entries[name]
+        leaving = self._removed.setdefault(name, [])
+        leaving.append(entry)
+        try:
+            with suppress(ActorGone, SlotUnkillable):
+                await self._ask(entry, ev.Retire)
+            await self._supervisor.stop(entry.child)
+            if self._landlord is not None and name not in self._entries:
+                self._landlord.unregister(name)
+        finally:
+            leaving.remove(entry)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every slot's actor until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._supervisor.run)
-            for entry in self._entries.values():
-                self._supervisor.start(
-                    ChildSpec(
-                        entry.mailbox.name,
-                        self._incarnate(entry),
-                        intensity=self._intensity,
-                        # One slot's trouble stays its own.
-                        exhausted="park",
-                    )
-                )
-            for entry in self._entries.values():
+            self._running = True
+            entries = list(self._entries.values())
+            for entry in entries:
+                self._start(entry)
+            for entry in entries:
                 await entry.mailbox.wait_open()
             task_status.started()
+
+    def _start(self, entry: _Entry) -> None:
+        if self._landlord is not None:
+            self._landlord.register(entry.identity.facts(), entry)
+        spec = ChildSpec(
+            entry.child,
+            self._incarnate(entry),
+            intensity=self._intensity,
+            # One slot's trouble stays its own.
+            exhausted="park",
+        )
+        self._supervisor.start(spec)
 
     def _incarnate(self, entry: _Entry) -> Callable[[], Any]:
         async def run() -> None:
@@ -101,17 +185,37 @@ class SlotManager:
                     since=trio.current_time(),
                     generation=before.slot.generation,
                     starts=before.slot.starts,
+                    ticket=before.slot.ticket,
+                    breaker=before.slot.breaker,
+                    condemned=before.slot.condemned,
                     fault=fault,
                 )
+                self._room_lost(before.slot)
             entry.actor = SlotActor(
-                entry.mailbox, entry.identity, entry.backend, self._bus, entry.snapshot, entry.logs, resume
+                entry.mailbox,
+                entry.identity,
+                entry.backend,
+                self._bus,
+                entry.snapshot,
+                entry.logs,
+                resume,
+                None if self._landlord is None else self._landlord.report,
             )
             await entry.actor.run()
 
         return run
 
+    def _room_lost(self, slot: Slot) -> None:
+        """A crashed actor cannot say that its engine is gone; its incarnations end with their engines."""
+        if self._landlord is None:
+            return
+        if slot.room is Room.HELD:
+            self._landlord.report(tenant.Gone(slot.spec.name, slot.ticket))
+        elif slot.room is Room.ASKED:
+            self._landlord.report(tenant.Withdraw(slot.spec.name, slot.ticket))
+
     def _crashed(self, crash: ChildCrashed) -> None:
-        name = crash.name.removeprefix("slot ")
+        name = crash.name.removeprefix("slot ").split("#")[0]
         entry = self._entries.get(name)
         error = f"{type(crash.error).__name__}: {crash.error}"
         log.error("actor crashed", actor=crash.name, restart_in_s=crash.restart_in_s, exc_info=crash.error)
@@ -134,11 +238,15 @@ class SlotManager:
         """What the slot last published. Raises :class:`SlotNotFound`."""
         return self._entry(name).snapshot.value
 
+    def cell(self, name: str) -> Snapshot[SlotSnapshot]:
+        """Where the slot publishes itself, for who waits for a change. Raises :class:`SlotNotFound`."""
+        return self._entry(name).snapshot
+
     def snapshots(self) -> Mapping[str, SlotSnapshot]:
         """All slots in declared order, from what they published."""
         return {name: e.snapshot.value for name, e in self._entries.items()}
 
-    def mailbox(self, name: str) -> Mailbox[ev.Message]:
+    def mailbox(self, name: str) -> Mailbox[ev.Message | Configure]:
         """The slot's mailbox, for tests that drive or break its actor."""
         return self._entry(name).mailbox
 
@@ -165,23 +273,46 @@ class SlotManager:
         """The slot's state, from its owner."""
         return await self._entry(name).mailbox.ask(ev.QueryState)
 
-    async def acquire(self, name: str, lease_id: str, *, model: str = "", wait: bool = True) -> Lease:
-        """A lease named ``lease_id``, loading the slot if need be.
+    async def acquire(
+        self,
+        name: str,
+        lease_id: str,
+        *,
+        model: str = "",
+        wait: bool = True,
+        since: float | None = None,
+        priority: int = 0,
+        replay: bool = False,
+    ) -> Lease:
+        """A lease named ``lease_id``, loading the slot if need be; see :class:`~slotd.slot.messages.Acquire`.
 
         Raises the typed refusal. Whoever calls this posts :meth:`release` with
         the same name in a ``finally`` around the call, whatever came of it.
         """
         if self._stopping:
             raise ServerStopping("slotd is shutting down")
-        event = ev.Acquire(lease_id, model, wait)
+        event = ev.Acquire(lease_id, model, wait, since, priority, replay)
         lease: Lease = await self._entry(name).mailbox.ask(lambda reply: ev.Asked(event, reply))
         return lease
 
-    def release(self, name: str, lease_id: str) -> None:
-        """Give a lease back, or withdraw the wish for it. Idempotent; never waits."""
-        entry = self._entries.get(name)
-        if entry is not None:
-            entry.mailbox.post(ev.Release(lease_id))
+    def release(self, name: str, lease_id: str, *, keep_load: bool = False) -> None:
+        """Give a lease back, or withdraw the wish for it. Idempotent; never waits.
+
+        ``keep_load``: the load that it waited for goes on.
+        """
+        for entry in self._all(name):
+            entry.mailbox.post(ev.Release(lease_id, keep_load))
+
+    def stalled(self, name: str, lease_id: str) -> None:
+        """The answer of this lease has stopped coming. Post it before the release."""
+        for entry in self._all(name):
+            entry.mailbox.post(ev.Stalled(lease_id))
+
+    def _all(self, name: str) -> Iterator[_Entry]:
+        """The slot of this name, and those that had it and are still ending."""
+        if name in self._entries:
+            yield self._entries[name]
+        yield from self._removed.get(name, ())
 
     async def load(self, name: str) -> None:
         """Load the slot; returns when it is ready."""
@@ -222,16 +353,19 @@ class SlotManager:
     async def _shutdown_one(self, name: str) -> None:
         # A crash is as good as a stop, and no reason to leave the others: the
         # actor took its engine with it, and its next incarnation starts none.
-        with suppress(ActorGone):
+        with suppress(ActorGone, SlotUnkillable):
             await self._command(name, ev.Shutdown)
 
     async def _command(self, name: str, make: Callable[[str], ev.Command]) -> None:
+        await self._ask(self._entry(name), make)
+
+    async def _ask(self, entry: _Entry, make: Callable[[str], ev.Command]) -> None:
         event = make(f"command-{next(self._ids)}")
 
         def asked(reply: Reply[None]) -> ev.Message:
             return ev.Asked(event, reply)
 
-        await self._entry(name).mailbox.ask(asked)
+        await entry.mailbox.ask(asked)
 
     def _entry(self, name: str) -> _Entry:
         entry = self._entries.get(name)

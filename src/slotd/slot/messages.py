@@ -12,31 +12,46 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from slotd.actor import Reply
+from slotd.arbiter.tenant import Leave
+from slotd.errors import SlotdError
 from slotd.process.plan import Address, ExitStatus, StopReport
+from slotd.slot.slot import SlotSpec
 from slotd.slot.state import Fault, SlotState
 
 __all__ = [
     "Acquire",
+    "Admitted",
     "Asked",
     "CloseDoors",
+    "ComeBack",
+    "Contended",
+    "Denied",
+    "Drifted",
     "Due",
     "Event",
     "Exited",
     "Gone",
+    "Hung",
     "Kill",
     "LaunchFailed",
+    "Leave",
     "Load",
     "Message",
     "ModelSeen",
+    "OutputJudged",
     "PortOpened",
     "PullFailed",
     "PullProgressed",
     "Pulled",
     "QueryState",
     "Ready",
+    "Reconfigure",
     "Release",
     "Restart",
+    "Resync",
+    "Retire",
     "Shutdown",
+    "Stalled",
     "Started",
     "StrangerFound",
     "Swap",
@@ -53,16 +68,33 @@ class Acquire:
 
     ``model``: what the caller's route promised; refused as stale if the slot
     has been swapped to another since. ``wait`` False: refuse instead of queueing.
+    ``since``: when the request came to slotd (None: now); its deadline counts
+    from there. ``priority``: higher goes first. ``replay``: it had a lease of an
+    engine that is lost, so a full queue or a back-off is no reason to refuse it.
     """
 
     id: str
     model: str = ""
     wait: bool = True
+    since: float | None = None
+    priority: int = 0
+    replay: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The lease is over, or was never granted: withdraws it wherever it is."""
+    """The lease is over, or was never granted: withdraws it wherever it is.
+
+    ``keep_load``: the load that it waited for goes on.
+    """
+
+    id: str
+    keep_load: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The lease's answer has stopped coming, and its exchange has given up on it."""
 
     id: str
 
@@ -108,6 +140,13 @@ class CloseDoors:
 @dataclass(frozen=True, slots=True)
 class Shutdown:
     """slotd ends: stop, and start nothing any more."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """The slot is no longer configured: who holds a lease may finish, nobody else is served."""
 
     id: str
 
@@ -182,11 +221,15 @@ class StrangerFound:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The leading process has ended; others of its group may still be there."""
+    """The leading process has ended; others of its group may still be there.
+
+    ``oom``: the kernel has killed for want of memory since the engine started.
+    """
 
     generation: int
     status: ExitStatus
     log: tuple[str, ...] = ()
+    oom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +243,79 @@ class Gone:
     report: StopReport
     log: tuple[str, ...] = ()
     port_taken: bool = False
+    oom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """The engine neither works nor answers."""
+
+    generation: int
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class OutputJudged:
+    """What the check of a loaded engine's output found: words (True), garbage (False), or nothing (None)."""
+
+    generation: int
+    sane: bool | None
+    why: str = ""
+
+
+# --- what the arbiter says ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    ticket: int
+    error: SlotdError
+
+
+@dataclass(frozen=True, slots=True)
+class Contended:
+    """Others need the slot gone, or no longer do."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ComeBack:
+    """What the slot had to leave for is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """The arbiter is a new one and knows nothing."""
+
+
+# --- what the owner of the config says -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted:
+    """Whether what runs is not what would be started now: it is replaced in the next quiet moment."""
+
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigure:
+    """Another configuration from now on.
+
+    ``relaunch``: what runs, or was tried last, is not what is configured now;
+    requests that come wait until those that run are done and it is replaced.
+    ``model`` None: the slot's model stays as it is.
+    """
+
+    spec: SlotSpec
+    relaunch: bool
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +325,7 @@ class Due:
     timer: str
 
 
-Command: TypeAlias = Load | Unload | Restart | Kill | Swap | Shutdown
+Command: TypeAlias = Load | Unload | Restart | Kill | Swap | Shutdown | Retire
 Event: TypeAlias = (
     Acquire
     | Release
@@ -226,6 +342,17 @@ Event: TypeAlias = (
     | StrangerFound
     | Exited
     | Gone
+    | Stalled
+    | Hung
+    | OutputJudged
+    | Admitted
+    | Denied
+    | Contended
+    | Leave
+    | ComeBack
+    | Resync
+    | Drifted
+    | Reconfigure
     | Due
 )
 

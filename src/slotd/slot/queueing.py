@@ -1,125 +1,194 @@
-"""Leases, the queue for them, and loads that nobody waits for any more."""
+"""Leases, and the queue for them.
+
+Who waits is served by priority, then in order of arrival; nobody is overtaken
+for longer than ``max_wait_s``. What these functions change is made good by
+:mod:`slotd.slot.settle`: it grants, loads and arms the deadlines.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from slotd.errors import RouteStale, ServerStopping, SlotdError, SlotLoading, SlotQueueFull
+from slotd.errors import (
+    OutputSanityFailed,
+    RouteStale,
+    ServerStopping,
+    SlotCrashLooping,
+    SlotdError,
+    SlotLoadFailed,
+    SlotLoading,
+    SlotQueueFull,
+    SpawnFailed,
+)
 from slotd.slot import effects as fx
 from slotd.slot import messages as ev
-from slotd.slot.slot import Ending, Waiter
-from slotd.slot.state import LOADING, UP, SlotState
-from slotd.slot.turn import ABANDON, QUEUE, Turn
+from slotd.slot.breaker import SOUND
+from slotd.slot.slot import Check, Slot, Waiter
+from slotd.slot.state import LOADING, UP, Fault, SlotState
+from slotd.slot.turn import CHECK, Turn
 
-__all__ = ["Queueing"]
+__all__ = [
+    "acquire",
+    "can_grant",
+    "expire",
+    "fault_error",
+    "grant_waiting",
+    "load_left_s",
+    "refuse_waiting",
+    "release",
+]
 
 S = SlotState
 
+HOLD_WEIGHT = 0.2
+"""How much the last lease counts in the average of how long one is held."""
+GUESSED_LOAD_S = 10.0
+"""For a slot that has never been loaded."""
 
-class Queueing(Turn):
-    """Who may use the slot now, and who waits. First come, first served."""
 
-    def _load_if_down(self, why: str) -> None:
-        raise NotImplementedError
+def fault_error(slot: str, fault: Fault) -> SlotdError:
+    """The error of a request that a failed load has let down."""
+    kind: type[SlotdError] = SlotLoadFailed
+    if fault.reason == "spawn_failed":
+        kind = SpawnFailed
+    elif fault.reason == "output_sanity_failed":
+        kind = OutputSanityFailed
+    return kind(f"slot {slot!r} could not be loaded: {fault.message}", details=fault.details())
 
-    def _arm_idle(self) -> None:
-        raise NotImplementedError
 
-    def _begin_unload(self, ending: Ending, grace_s: float | None = None) -> None:
-        raise NotImplementedError
+def can_grant(slot: Slot) -> bool:
+    return slot.state in UP and slot.ending is None and len(slot.leases) < slot.spec.max_parallel
 
-    def _can_grant(self) -> bool:
-        s = self.slot
-        return s.state in UP and s.ending is None and len(s.leases) < s.spec.max_parallel
 
-    def _acquire(self, event: ev.Acquire) -> None:
-        s, spec = self.slot, self.slot.spec
-        if s.stopping:
-            return self._do(fx.Refuse(event.id, ServerStopping("slotd is shutting down")))
-        if event.model and s.model and event.model != s.model:
-            return self._do(
-                fx.Refuse(
-                    event.id,
-                    RouteStale(
-                        f"slot {spec.name!r} now serves {s.model!r}, not {event.model!r}; ask again",
-                        retry_after_s=1,
-                    ),
-                )
-            )
-        if self._can_grant() and not s.waiting:
-            return self._grant(event.id)
+def load_left_s(slot: Slot, now: float) -> float:
+    """How long a load is likely to take from now; 0 if it is up."""
+    if slot.state in UP:
+        return 0.0
+    whole = slot.load_s or GUESSED_LOAD_S
+    elapsed = now - slot.load_began if slot.state in LOADING else 0.0
+    return max(whole - elapsed, 1.0)
+
+
+def _place_free_in_s(slot: Slot, now: float) -> float:
+    """When a place in the queue is likely to be free: when the next lease ends."""
+    return load_left_s(slot, now) + (slot.hold_s or 1.0) / slot.spec.max_parallel
+
+
+def acquire(t: Turn, event: ev.Acquire) -> None:
+    """Queue the request, or refuse it; a free place is given to it as the step settles."""
+    s = t.slot
+    refusal = _refusal(s, event, t.now)
+    if refusal is None and can_grant(s) and not s.waiting:
+        return _grant(t, event.id)
+    if refusal is None and not event.wait:
+        if s.down:
+            # Who does not wait comes back: the load must outlive this request.
+            t.set(wanted=True)
+        doing = "busy" if s.state in UP else str(s.state)
+        refusal = SlotLoading(
+            f"slot {s.spec.name!r} is {doing}", retry_after_s=max(load_left_s(s, t.now), s.hold_s or 1.0)
+        )
+    if refusal is not None:
+        return t.do(fx.Refuse(event.id, refusal))
+    since = t.now if event.since is None else min(event.since, t.now)
+    waiter = Waiter(event.id, since, since + s.spec.queue_timeout_s, event.priority)
+    t.set(waiting=(*s.waiting, waiter))
+    return None
+
+
+def _refusal(s: Slot, event: ev.Acquire, now: float) -> SlotdError | None:
+    """Why the request may not even wait. Costs nothing: no transition, no start."""
+    name = s.spec.name
+    if s.stopping:
+        return ServerStopping("slotd is shutting down")
+    if event.model and s.model and event.model != s.model:
+        return RouteStale(
+            f"slot {name!r} now serves {s.model!r}, not {event.model!r}; ask again", retry_after_s=1
+        )
+    if s.ending is not None and s.ending.refusal is not None:
+        return s.ending.refusal
+    if s.condemned is not None:
+        return fault_error(name, s.condemned)
+    if s.state in (S.OFFLINE, S.ERROR) and s.breaker.blocks(now):
+        return _breaker_refusal(s, event, now)
+    if len(s.waiting) >= s.spec.max_queue and not event.replay and not (can_grant(s) and not s.waiting):
         if not event.wait:
-            if s.state in (S.OFFLINE, S.ERROR):
-                # Who does not wait comes back: the load must outlive this request.
-                self._set(wanted=True)
-                self._load_if_down("requested")
-            doing = "busy" if s.state in UP else str(self.slot.state)
-            return self._do(
-                fx.Refuse(event.id, SlotLoading(f"slot {spec.name!r} is {doing}", retry_after_s=2))
-            )
-        if len(s.waiting) >= spec.max_queue:
-            return self._do(
-                fx.Refuse(
-                    event.id,
-                    SlotQueueFull(
-                        f"slot {spec.name!r} has {len(s.waiting)} requests waiting already "
-                        f"(max_queue = {spec.max_queue})",
-                        retry_after_s=1,
-                    ),
-                )
-            )
-        waiter = Waiter(event.id, self.now, self.now + spec.queue_timeout_s)
-        self._set(waiting=(*s.waiting, waiter))
-        self._watch_queue()
-        self._load_if_down("requested")
+            return None
+        return SlotQueueFull(
+            f"slot {name!r} has {len(s.waiting)} requests waiting already (max_queue = {s.spec.max_queue})",
+            retry_after_s=_place_free_in_s(s, now),
+        )
+    return None
+
+
+def _breaker_refusal(s: Slot, event: ev.Acquire, now: float) -> SlotdError | None:
+    b = s.breaker
+    if event.replay and event.wait and not b.parked:
         return None
+    if b.fault is not None and b.fault.terminal:
+        return fault_error(s.spec.name, b.fault)
+    why = f": {b.fault.message}" if b.fault is not None else ""
+    return SlotCrashLooping(
+        f"slot {s.spec.name!r} has failed {b.failures} times in a row and is left alone for a while{why}",
+        details={"failures": b.failures, "parked": b.parked, **(b.fault.details() if b.fault else {})},
+        retry_after_s=b.until - now,
+    )
 
-    def _grant(self, id: str) -> None:
-        self._set(leases=(*self.slot.leases, id), last_used=self.now)
-        if self.slot.state is not S.SERVING:
-            self._move(S.SERVING, "leased")
-        self._do(fx.Grant(id))
 
-    def _promote(self) -> None:
-        while self.slot.waiting and self._can_grant():
-            first, *rest = self.slot.waiting
-            self._set(waiting=tuple(rest))
-            self._grant(first.id)
-        self._watch_queue()
+def _grant(t: Turn, id: str) -> None:
+    s = t.slot
+    t.set(leases={**s.leases, id: t.now}, last_used=t.now, told_quiet=False)
+    if s.check is Check.RUNNING and CHECK in s.deadlines:
+        # It is to have an idle engine's time, unless it has waited for that in vain.
+        t.set(check=Check.DUE)
+        t.do(fx.StopCheck())
+    if s.state is not S.SERVING:
+        t.move(S.SERVING, "leased")
+    t.do(fx.Grant(id))
 
-    def _release(self, id: str) -> None:
-        s = self.slot
-        if id in s.leases:
-            self._set(leases=tuple(x for x in s.leases if x != id), last_used=self.now)
-            self._promote()
-            if not self.slot.leases and self.slot.state is S.SERVING:
-                self._move(S.READY, "last lease released")
-                if self.slot.ending is not None:
-                    self._begin_unload(self.slot.ending)
-                else:
-                    self._arm_idle()
-        elif any(w.id == id for w in s.waiting):
-            self._set(waiting=tuple(w for w in s.waiting if w.id != id))
-            self._watch_queue()
 
-    def _watch_queue(self) -> None:
-        first = min((w.deadline for w in self.slot.waiting), default=None)
-        if first is None:
-            self._disarm(QUEUE)
-        elif self.slot.deadlines.get(QUEUE) != first:
-            self._arm(QUEUE, first - self.now)
+def _next(waiting: tuple[Waiter, ...], now: float, max_wait_s: float) -> Waiter:
+    overdue = [w for w in waiting if now - w.since >= max_wait_s]
+    if overdue:
+        return min(overdue, key=lambda w: w.since)
+    return min(waiting, key=lambda w: (-w.priority, w.since))
 
-    def _refuse_waiting(self, error: Callable[[], SlotdError]) -> None:
-        for w in self.slot.waiting:
-            self._do(fx.Refuse(w.id, error()))
-        self._set(waiting=())
-        self._watch_queue()
 
-    def _watch_abandonment(self) -> None:
-        """A load that nobody wants any more ends after a short grace."""
-        s = self.slot
-        unwanted = s.state in LOADING and not s.waiting and not s.wanted and not any(p.up for p in s.pending)
-        if unwanted and ABANDON not in s.deadlines:
-            self._arm(ABANDON, s.spec.abandon_after_s)
-        elif not unwanted:
-            self._disarm(ABANDON)
+def grant_waiting(t: Turn) -> None:
+    """Give the free places to those who wait."""
+    while t.slot.waiting and can_grant(t.slot):
+        first = _next(t.slot.waiting, t.now, t.slot.spec.max_wait_s)
+        t.set(waiting=tuple(w for w in t.slot.waiting if w is not first))
+        _grant(t, first.id)
+
+
+def release(t: Turn, id: str, *, keep_load: bool = False) -> None:
+    s = t.slot
+    granted = s.leases.get(id)
+    if granted is not None:
+        held = t.now - granted
+        average = held if s.hold_s is None else s.hold_s + HOLD_WEIGHT * (held - s.hold_s)
+        t.set(leases={x: at for x, at in s.leases.items() if x != id}, last_used=t.now, hold_s=average)
+        if id in s.stalled:
+            t.set(stalled=s.stalled - {id})
+        else:
+            # It has served somebody to the end.
+            t.set(stalls=0, breaker=SOUND)
+    elif any(w.id == id for w in s.waiting):
+        t.set(waiting=tuple(w for w in s.waiting if w.id != id))
+        if keep_load and not s.stopping:
+            t.set(wanted=True)
+
+
+def expire(t: Turn, error: Callable[[], SlotdError]) -> None:
+    """Refuse those whose deadline has come."""
+    for w in t.slot.waiting:
+        if w.deadline <= t.now:
+            t.do(fx.Refuse(w.id, error()))
+    t.set(waiting=tuple(w for w in t.slot.waiting if w.deadline > t.now))
+
+
+def refuse_waiting(t: Turn, error: Callable[[], SlotdError]) -> None:
+    for w in t.slot.waiting:
+        t.do(fx.Refuse(w.id, error()))
+    t.set(waiting=())

@@ -49,17 +49,21 @@ UP = frozenset({_S.READY, _S.SERVING, _S.IDLE})
 class Fault:
     """Why a slot is in ``error``, or why its engine went away.
 
-    ``reason`` is a stable word: ``pull_failed``, ``spawn_failed``,
-    ``exited_during_load``, ``load_timeout``, ``pull_stalled``, ``exited``,
-    ``unkillable``, ``stranger_on_port``, ``actor_crashed``, ``plan_invalid``,
-    ``killed``, ``unloaded``. ``message`` is for people. ``log`` holds the
-    engine's last lines.
+    ``reason`` is a stable word: ``pull_failed``, ``pull_stalled``,
+    ``plan_invalid``, ``spawn_failed``, ``stranger_on_port``, ``load_timeout``,
+    ``exited_during_load``, ``exited``, those of
+    :func:`slotd.process.postmortem.explain` (``out_of_memory``, ``bad_model``,
+    ``missing_library``, ...), ``hung``, ``stalled``, ``output_sanity_failed``,
+    ``unkillable``, ``actor_crashed``, ``killed``, ``unloaded``, ``stopping``.
+    ``message`` is for people. ``log`` holds the engine's last lines.
+    ``terminal``: trying again without a change cannot help.
     """
 
     reason: str
     message: str
     exit: str | None = None
     log: tuple[str, ...] = ()
+    terminal: bool = False
 
     def details(self) -> dict[str, Any]:
         return {"reason": self.reason, "exit": self.exit, "log": list(self.log)}
@@ -70,9 +74,13 @@ class SlotSnapshot:
     """What a slot's actor last published. Times are on trio's clock, in seconds.
 
     ``models``: the names that the running engine lists, empty while it is not
-    up. ``progress``: bytes pulled and total, while pulling. ``notes``: what a
-    user should know of the engine (for example that it offers no way to stop
-    a non-streaming request).
+    up. ``progress``: bytes pulled and total, while pulling. ``blocked``: what a
+    load waits for before it may begin. ``retry_at``: when a slot that keeps
+    failing is tried again. ``drift``: what runs is not what is configured.
+    ``checked``: what became of the output check. ``ram_mb``, ``gpu_mb``: what
+    it takes up, measured or reserved. ``notes``: what a user should know of
+    the engine (for example that it offers no way to stop a non-streaming
+    request).
     """
 
     name: str
@@ -101,7 +109,26 @@ class SlotSnapshot:
     last_used: float | None = None
     starts: int = 0
     nonstream_cancel: str = ""
+    priority: int = 50
+    device: str = ""
+    exclusive: str = ""
+    blocked: str = ""
+    retry_at: float | None = None
+    failures: int = 0
+    drift: bool = False
+    checked: str = ""
+    ram_mb: int | None = None
+    gpu_mb: int | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when nobody has used it or waited for it; None while somebody does, or it is not up."""
+        if self.state not in (SlotState.READY, SlotState.IDLE) or self.queued or self.draining:
+            return None
+        if self.last_used is None or (self.state is SlotState.READY and self.last_used < self.since):
+            return self.since
+        return self.last_used
 
     def after_crash(self, fault: Fault) -> SlotSnapshot:
         """What is true of a slot whose actor has crashed: nobody is served or waits any more."""

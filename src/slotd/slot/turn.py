@@ -2,49 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from slotd.slot import effects as fx
 from slotd.slot.slot import Slot
 from slotd.slot.state import LEGAL, SlotState
 
-__all__ = ["ABANDON", "DRAIN", "IDLE", "PHASE", "QUEUE", "TTL", "Turn"]
+__all__ = [
+    "ABANDON",
+    "BREAKER",
+    "CHECK",
+    "DRAIN",
+    "HOLD",
+    "IDLE",
+    "PHASE",
+    "PROVEN",
+    "QUEUE",
+    "TTL",
+    "Turn",
+]
 
 PHASE: Final = "phase"
+"""A transitional state must have ended by then."""
 QUEUE: Final = "queue"
 IDLE: Final = "idle"
 TTL: Final = "ttl"
 ABANDON: Final = "abandon"
 DRAIN: Final = "drain"
+BREAKER: Final = "breaker"
+"""The end of a back-off, while somebody wants the slot."""
+HOLD: Final = "hold"
+"""A slot that others need gone has been quiet for long enough."""
+CHECK: Final = "check"
+"""The output check no longer waits for a quiet moment."""
+PROVEN: Final = "proven"
+"""An engine that has lived so long counts as sound, even if nobody has used it."""
 
 
 class Turn:
     """The next state and its effects, as far as they are known."""
+
+    __slots__ = ("effects", "now", "slot")
 
     def __init__(self, slot: Slot, now: float) -> None:
         self.slot = slot
         self.now = now
         self.effects: list[fx.Effect] = []
 
-    def _set(self, **changes: Any) -> None:
-        self.slot = replace(self.slot, **changes)
+    def set(self, **changes: Any) -> None:
+        self.slot = self.slot.but(**changes)
 
-    def _do(self, effect: fx.Effect) -> None:
+    def do(self, effect: fx.Effect) -> None:
         self.effects.append(effect)
 
-    def _arm(self, timer: str, after_s: float) -> None:
-        self._set(deadlines={**self.slot.deadlines, timer: self.now + after_s})
+    def arm(self, timer: str, at: float) -> None:
+        if self.slot.deadlines.get(timer) != at:
+            self.set(deadlines={**self.slot.deadlines, timer: at})
 
-    def _disarm(self, *timers: str) -> None:
+    def disarm(self, *timers: str) -> None:
         if any(t in self.slot.deadlines for t in timers):
-            self._set(deadlines={t: at for t, at in self.slot.deadlines.items() if t not in timers})
+            self.set(deadlines={t: at for t, at in self.slot.deadlines.items() if t not in timers})
 
-    def _move(self, to: SlotState, why: str) -> None:
+    def move(self, to: SlotState, why: str) -> None:
         """The only place where the state changes."""
         before = self.slot.state
         if to not in LEGAL[before]:
             raise AssertionError(f"slot {self.slot.spec.name!r}: {before} -> {to} is not a legal transition")
-        self._disarm(PHASE, IDLE, TTL, DRAIN)
-        self._set(state=to, since=self.now)
-        self._do(fx.Moved(before, to, why))
+        self.disarm(PHASE, IDLE, TTL, DRAIN)
+        self.set(state=to, since=self.now)
+        self.do(fx.Moved(before, to, why))
