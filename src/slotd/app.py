@@ -3,9 +3,9 @@
 Nesting is the stop order. Each layer's nursery lies inside the one it depends
 on, so that what asks is gone before what answers::
 
-    guardian, model store           kill leftovers; downloads
+    guardian, model store, arbiter  kill leftovers; downloads; memory and devices
     └── slots (supervisor)          one actor per slot, with its engine
-        └── dispatcher (supervisor) routes
+        └── dispatcher (supervisor) routes; beside it the reloader of the configuration
             └── gateway             hypercorn and Quart
 """
 
@@ -15,7 +15,9 @@ import random
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,28 +25,33 @@ import structlog
 import trio
 
 from slotd.actor import ChildCrashed, ChildSpec, Supervisor
-from slotd.config import Config, LoadedConfig, SlotConfig, auth_header
+from slotd.arbiter.actor import Arbiter
+from slotd.arbiter.footprints import Footprints
+from slotd.arbiter.meter import Meter
+from slotd.blueprint import memory_limits, model_refs, slot_identity
+from slotd.config import Config, ConfigFile, LoadedConfig, SlotConfig
 from slotd.dispatch import Dispatcher, FileStore, Outside
+from slotd.dispatch.entries import UpstreamEntry
 from slotd.dispatch.from_config import compile_config
 from slotd.dispatch.remote import CatalogFetcher, new_client
 from slotd.engine.backend import make_backend
-from slotd.errors import SlotdError
+from slotd.errors import RouteStale, ServerStopping, SlotdError
 from slotd.events import EventBus, Gap, types
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
-from slotd.exchange.relay import StallLimits
-from slotd.exchange.transport import Remote, RemoteTransport
+from slotd.exchange.transport import RemoteTransport
 from slotd.gateway.app import build_app
 from slotd.gateway.metrics import Metrics
-from slotd.gateway.server import bind, run_server
+from slotd.gateway.server import Stopping, bind, run_server
 from slotd.gateway.services import Services
+from slotd.gateway.uploads import Uploads
 from slotd.model.store import ModelStore
 from slotd.process.guardian import Guardian
 from slotd.process.identity import Ledger, run_marker, sweep_leftovers
 from slotd.process.local import LocalLauncher
 from slotd.process.ports import PortPool
-from slotd.slot.actor import SlotIdentity
-from slotd.slot.machine import SlotSpec
+from slotd.reload import Reach, Reloader
+from slotd.slot.backend import Backend
 from slotd.slot.manager import SlotManager
 from slotd.statedir import StateDir
 from slotd.version import VERSION
@@ -52,6 +59,8 @@ from slotd.version import VERSION
 __all__ = ["Slotd", "StopSummary"]
 
 log = structlog.get_logger("slotd")
+
+MakeBackend = Callable[[LoadedConfig, SlotConfig], Backend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,55 +70,24 @@ class StopSummary:
     stuck_slots: tuple[str, ...] = ()
 
 
-def slot_spec(config: Config, slot: SlotConfig) -> SlotSpec:
-    """The numbers of a slot's machine, from the config."""
-    return SlotSpec(
-        name=slot.name,
-        max_parallel=slot.max_parallel,
-        max_queue=slot.max_queue,
-        queue_timeout_s=config.server.queue_timeout_s,
-        pull_stall_s=slot.pull_stall_s,
-        ready_timeout_s=slot.ready_timeout_s,
-        stop_timeout_s=slot.stop_timeout_s,
-        kill_timeout_s=config.process.kill_timeout_s,
-        drain_timeout_s=slot.drain_timeout_s,
-        abandon_after_s=slot.abandon_after_s,
-        idle_after_s=slot.idle_after_s,
-        ttl_s=slot.ttl_s,
-        pinned=slot.pinned,
-    )
-
-
-def slot_identity(config: Config, slot: SlotConfig) -> SlotIdentity:
-    """The facts of a slot; its labels are its own and its model's."""
-    model = config.models.get(slot.model)
-    labels = dict.fromkeys((*(model.labels if model else ()), *slot.labels))
-    return SlotIdentity(
-        spec=slot_spec(config, slot),
-        type=slot.type,
-        engine=slot.engine,
-        model=slot.model,
-        labels=tuple(labels),
-        aliases=tuple(slot.aliases),
-        default=slot.default,
-        log_tail_lines=config.process.log_tail_lines,
-    )
-
-
 class Slotd:
     """One slotd: built from a config, run once.
 
     :meth:`run` owns everything; :meth:`stop` (any task, synchronous) begins a
-    graceful stop, and a second call makes it immediate.
+    graceful stop, and a second call makes it immediate. ``file`` is where
+    ``loaded`` came from; without it there is no reload.
     """
 
-    def __init__(self, loaded: LoadedConfig) -> None:
-        self.config = loaded.config
-        self._loaded = loaded
-        server = self.config.server
+    def __init__(self, loaded: LoadedConfig, file: ConfigFile | None = None) -> None:
+        self._reloader = Reloader(loaded, file)
+        server = loaded.config.server
         self.run_id = uuid.uuid4().hex
         self.bus = EventBus(server.event_buffer)
-        self.slots = SlotManager(self.bus)
+        self._footprints = Footprints(loaded.state_dir / "footprints.json")
+        self.arbiter = Arbiter(
+            memory_limits(loaded.config), self.bus, footprints=self._footprints, measure=Meter().read
+        )
+        self.slots = SlotManager(self.bus, landlord=self.arbiter)
         self.records = RecordBook(server.recent_requests, self._finished)
         self.metrics = Metrics(self.slots.snapshots, lambda: self.records.live_count)
         self.dispatcher: Dispatcher
@@ -123,6 +101,15 @@ class Slotd:
         """Where it listens, once :meth:`run` has started."""
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
+        return self._reloader.loaded.config
+
+    def reload(self) -> None:
+        """Have the configuration read again, soon. Synchronous; the log tells what came of it."""
+        self._reloader.nudge()
 
     def stop(self) -> None:
         """Stop accepting, drain, stop engines. Called again: do it now."""
@@ -140,7 +127,7 @@ class Slotd:
         server = self.config.server
         sock = bind(server)
         try:
-            with StateDir(self._loaded.state_dir) as state:
+            with StateDir(self._reloader.loaded.state_dir) as state:
                 return await self._run_in(state.path, sock, task_status)
         finally:
             sock.close()
@@ -160,24 +147,36 @@ class Slotd:
         ports = PortPool(process.port_first, process.port_last, begin=begin)
         launcher = LocalLauncher(ports, run_id=self.run_id, guardian=guardian, ledger=ledger)
         store = ModelStore(state / "models", tool_env=dict([run_marker(self.run_id).split("=", 1)]))
-        self._add_slots(store, launcher)
+
+        def backend(loaded: LoadedConfig, slot: SlotConfig) -> Backend:
+            return make_backend(slot, model_refs(loaded), store, launcher, loaded.path)
+
+        self._add_slots(backend)
         async with trio.open_nursery() as base:
             base.start_soon(self._narrate)
             await base.start(guardian.run)
             await base.start(store.run)
-            summary = await self._run_slots(state, sock, task_status)
+            await self._footprints.load()
+            await base.start(self._footprints.run)
+            await base.start(self._supervisor.run)
+            self._supervisor.start(ChildSpec("arbiter", self.arbiter.run))
+            await self.arbiter.mailbox.wait_open()
+            summary = await self._run_slots(state, sock, backend, task_status)
             base.cancel_scope.cancel()
         return summary
 
-    def _add_slots(self, store: ModelStore, launcher: LocalLauncher) -> None:
+    def _add_slots(self, backend: MakeBackend) -> None:
         config = self.config
-        models = {name: self._loaded.model_ref(name) for name in config.models}
         for slot in config.slots.values():
-            backend = make_backend(slot, models, store, launcher, self._loaded.path)
-            self.slots.add(slot_identity(config, slot), backend, log_kb=config.process.log_kb)
+            made = backend(self._reloader.loaded, slot)
+            self.slots.add(slot_identity(config, slot), made, log_kb=config.process.log_kb)
 
     async def _run_slots(
-        self, state: Path, sock: socket.socket, task_status: trio.TaskStatus[None]
+        self,
+        state: Path,
+        sock: socket.socket,
+        backend: MakeBackend,
+        task_status: trio.TaskStatus[None],
     ) -> StopSummary:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.slots.run)
@@ -185,7 +184,7 @@ class Slotd:
                 if slot.autoload:
                     nursery.start_soon(self._autoload, slot.name)
             async with new_client() as client:
-                await self._run_dispatcher(state, client, sock, task_status)
+                await self._run_dispatcher(state, client, sock, backend, task_status)
             stuck = await self._stop_slots()
             nursery.cancel_scope.cancel()
         return StopSummary(stuck)
@@ -219,55 +218,64 @@ class Slotd:
         state: Path,
         client: httpx.AsyncClient,
         sock: socket.socket,
+        backend: MakeBackend,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        config, server = self.config, self.config.server
-        secrets = self._loaded.secrets
-        auth: dict[str, dict[str, str]] = {}
-        keys: dict[str, str] = {}
-        for name, u in config.upstreams.items():
-            key = secrets.upstream_keys.get(name)
-            shown = auth_header(u.auth, key)
-            auth[name] = {} if shown is None else {shown[0]: shown[1]}
-            if key is not None:
-                keys[u.key_env] = key.get_secret_value()
+        settings = self._reloader.settings
+
+        async def fetch(upstream: UpstreamEntry) -> tuple[str, ...]:
+            return await CatalogFetcher(client, settings.value.upstream_keys)(upstream)
+
+        def transport(upstream: str) -> RemoteTransport:
+            remote = settings.value.remotes.get(upstream)
+            if remote is None:
+                raise RouteStale(f"upstream {upstream!r} was removed since the route was found")
+            return RemoteTransport(client, remote)
+
         outside = Outside(
-            fetch=CatalogFetcher(client, keys),
+            fetch=fetch,
             slots=self.slots.snapshots,
             store=FileStore(state / "catalogs.json"),
             on_trouble=lambda words: log.warning(words),
         )
-        self.dispatcher = Dispatcher(compile_config(config), outside)
-
-        def transport(upstream: str) -> RemoteTransport:
-            u = config.upstreams[upstream]
-            return RemoteTransport(client, Remote(upstream, u.url, auth[upstream], u.connect_timeout_s))
-
+        self.dispatcher = Dispatcher(compile_config(self.config), outside)
         exchange = Exchange(
             self.slots,
             self.dispatcher,
             transport,
             self.records,
-            StallLimits(server.first_byte_timeout_s, server.idle_timeout_s, server.total_timeout_s),
+            lambda: settings.value.policy,
+            self.bus,
+        )
+        reach = Reach(
+            slots=self.slots,
+            dispatcher=self.dispatcher,
+            arbiter=self.arbiter,
+            bus=self.bus,
+            backend=backend,
+            autoload=self._autoload,
+            stopping=self._stop.is_set,
         )
         services = Services(
-            config=config,
-            api_keys=frozenset(key.get_secret_value() for key in secrets.api_keys),
+            settings=settings,
+            reload=self._reloader.reload,
             slots=self.slots,
+            arbiter=self.arbiter,
             dispatcher=self.dispatcher,
             exchange=exchange,
             records=self.records,
             bus=self.bus,
             metrics=self.metrics,
+            uploads=Uploads(),
             run_id=self.run_id,
             started_unix=time.time(),
             version=VERSION,
         )
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._supervisor.run)
             self._supervisor.start(ChildSpec("dispatcher", self.dispatcher.run))
             await self.dispatcher.mailbox.wait_open()
             self.dispatcher.refresh()
+            self._supervisor.start(ChildSpec("reloader", partial(self._reloader.run, reach)))
             await self._serve(services, sock, task_status)
             nursery.cancel_scope.cancel()
 
@@ -276,19 +284,20 @@ class Slotd:
     ) -> None:
         """The gateway, until asked to stop and drained."""
         self.address = sock.getsockname()[:2]
-        async with trio.open_nursery() as nursery:
 
-            async def hurry() -> None:
-                await self._now.wait()
-                nursery.cancel_scope.cancel()
+        def end_requests() -> None:
+            cause = ServerStopping("slotd is shutting down and could not wait for this answer to end")
+            if ended := self.records.end_all(cause) + services.uploads.end_all(cause):
+                log.warning("ended requests that were still running", requests=ended)
+
+        stopping = Stopping(self._stop.wait, self._now.wait, end_requests)
+        async with trio.open_nursery() as nursery:
 
             async def serve(*, task_status: trio.TaskStatus[None]) -> None:
                 await run_server(
-                    build_app(services), sock, self.config.server, self._stop.wait, task_status=task_status
+                    build_app(services), sock, services.settings, stopping, task_status=task_status
                 )
-                nursery.cancel_scope.cancel()
 
-            nursery.start_soon(hurry)
             await nursery.start(serve)
             self.bus.publish(types.SERVER_STARTED, {"url": self.url, "version": VERSION})
             task_status.started()

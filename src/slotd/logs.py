@@ -7,22 +7,49 @@ import sys
 
 import structlog
 
-__all__ = ["configure"]
+__all__ = ["configure", "set_level"]
+
+
+class _Level:
+    """A processor that drops what is below the level in force, which may change.
+
+    structlog's own filter is part of the logger's class, and loggers keep theirs.
+    """
+
+    minimum = logging.INFO
+
+    def __call__(
+        self, logger: object, method: str, event: structlog.types.EventDict
+    ) -> structlog.types.EventDict:
+        name = "warning" if method == "warn" else "error" if method == "exception" else method
+        if logging.getLevelNamesMapping().get(name.upper(), logging.CRITICAL) < self.minimum:
+            raise structlog.DropEvent
+        return event
+
+
+_level = _Level()
+
+
+def set_level(level: str) -> None:
+    """From now on, say what is at least at this level ("debug", "info", "warning", "error")."""
+    _level.minimum = logging.getLevelNamesMapping()[level.upper()]
 
 
 def configure(level: str) -> None:
     """Set up once, at the edge. Libraries' loggers stay at warnings."""
+    set_level(level)
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
+            _level,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 import typer
 
 from slotd.cli.api import Api
 from slotd.cli.output import err, fail, out
-from slotd.cli.tables import events_line, routes_table, slot_table
+from slotd.cli.tables import events_line, memory_line, memory_table, routes_table, slot_table
 from slotd.errors import SlotdError
 from slotd.version import VERSION
 
@@ -198,6 +199,48 @@ def logs(
         fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+@app.command()
+def reload(url: Url = None, as_json: Json = False) -> None:
+    """Have the running server read its configuration again; shows what changed."""
+    try:
+        document = Api(url).post("/api/config/reload")
+    except SlotdError as error:
+        fail(error)
+    if as_json:
+        _print_json(document)
+        return
+    for warning in document["warnings"]:
+        err.print(f"warning: {warning}", markup=False, style="yellow")
+    for line in document["lines"] or ["nothing changed"]:
+        out.print(line, markup=False)
+
+
+@app.command()
+def memory(url: Url = None, json: Json = False) -> None:
+    """Show who holds memory, and who waits for it."""
+    try:
+        document = Api(url).get("/api/memory")
+    except SlotdError as error:
+        fail(error)
+    if json:
+        return _print_json(document)
+    print(memory_line(document))
+    out.print(memory_table(document))
+    return None
+
+
+@app.command()
+def release(
+    device: Annotated[str, typer.Argument(help="The device that a slot has for itself.")], url: Url = None
+) -> None:
+    """End the exclusive use of a device: who was driven out comes back."""
+    try:
+        document = Api(url).post(f"/api/devices/{quote(device, safe='')}/release")
+    except SlotdError as error:
+        fail(error)
+    print(f"{document['released']}: {document['owner']} leaves when it serves nobody")
 
 
 @app.command()

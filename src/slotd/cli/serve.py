@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from slotd.app import Slotd
 from slotd.cli.output import err, out
-from slotd.config import load_config
+from slotd.config import ConfigFile
 from slotd.errors import SlotdError
 from slotd.logs import configure
 
@@ -23,16 +22,14 @@ FILES = 65_536
 
 def run(config: Path, port: int | None) -> int:
     """Serve until a signal; returns the exit code. Raises typed errors before it listens."""
-    loaded = load_config(config)
-    if port is not None:
-        server = loaded.config.server.model_copy(update={"port": port})
-        loaded = replace(loaded, config=loaded.config.model_copy(update={"server": server}))
+    file = ConfigFile(config, overrides={} if port is None else {"server": {"port": port}})
+    loaded = file.load()
     configure(loaded.config.server.log_level)
     _raise_file_limit()
     for warning in loaded.warnings:
         err.print(f"warning: {warning}", markup=False)
     try:
-        stuck = trio.run(_serve, Slotd(loaded))
+        stuck = trio.run(_serve, Slotd(loaded, file))
     except BaseExceptionGroup as group:
         # Nurseries wrap what ends them; a lone typed error is for the user.
         leaf: BaseException = group
@@ -75,8 +72,11 @@ async def _serve(slotd: Slotd) -> tuple[str, ...]:
 
 
 async def _signals(slotd: Slotd, *, task_status: trio.TaskStatus[None]) -> None:
-    """First signal: stop gracefully. Second: now."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+    """First signal to end: stop gracefully. Second: now. A hang-up: read the configuration again."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         task_status.started()
-        async for _ in received:
-            slotd.stop()
+        async for number in received:
+            if number == signal.SIGHUP:
+                slotd.reload()
+            else:
+                slotd.stop()

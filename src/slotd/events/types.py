@@ -13,7 +13,14 @@ from typing import Any
 
 __all__ = [
     "ACTOR_CRASHED",
+    "ARBITER_DENIED",
+    "ARBITER_EVICTING",
+    "ARBITER_MODE",
+    "ARBITER_RELEASED",
+    "CONFIG_REFUSED",
+    "CONFIG_RELOADED",
     "REQUEST_FINISHED",
+    "REQUEST_REPLAYED",
     "SERVER_STARTED",
     "SERVER_STOPPING",
     "SLOT_FAULT",
@@ -78,10 +85,42 @@ ACTOR_CRASHED = "actor.crashed"
 """One of slotd's own actors failed, which is a bug: ``error``, ``restart_in_s``
 (None: it is not restarted), and ``actor`` if it is not a slot's."""
 
+# --- memory and devices ------------------------------------------------------
+
+ARBITER_EVICTING = "arbiter.evicting"
+"""A slot is told to leave: ``for`` (the slot that needs its room; None: nobody), ``why``, ``drain``
+(its leases may end first; else it goes only if it has none), ``ram_mb``, ``gpu_mb``."""
+
+ARBITER_RELEASED = "arbiter.released"
+"""A slot that was told to leave is gone, and the wait for its memory over: ``for``, ``waited_s``
+(since nothing of it was left), ``seen`` (False: it did not show as free in time), ``ram_mb``, ``gpu_mb``."""
+
+ARBITER_DENIED = "arbiter.denied"
+"""There is no room for a slot's load: ``code``, ``message``, ``need``."""
+
+ARBITER_MODE = "arbiter.mode"
+"""A device changes its mode: ``device``, ``mode`` (``entering``: the slot drives the others out;
+``exclusive``: it is up and has the device for itself; ``shared``: that is over), ``why``, ``losers``
+(the slots that were driven out, and come back when it is over)."""
+
 # --- requests and routes -----------------------------------------------------
 
 REQUEST_FINISHED = "request.finished"
 """A request is over: its decision record."""
+
+REQUEST_REPLAYED = "request.replayed"
+"""A request lost its engine before anything of its answer went to the client, and is sent again:
+``id``, ``generation`` (of the engine that was lost), ``reason``, ``message``, ``replays`` (so far)."""
+
+# --- the configuration -------------------------------------------------------
+
+CONFIG_RELOADED = "config.reloaded"
+"""The configuration was read again and is in force: ``lines`` (the changes, in words; none: nothing
+changed), ``slots`` (``added``, ``removed``, ``changed``, ``relaunched``), ``needs_restart`` (keys
+that wait for slotd's next start)."""
+
+CONFIG_REFUSED = "config.refused"
+"""The configuration was read again and is faulty, so nothing has changed: ``message``, ``problems``."""
 
 # --- the server --------------------------------------------------------------
 

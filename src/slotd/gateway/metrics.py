@@ -31,7 +31,21 @@ class _SlotGauges(Collector):
         queued = GaugeMetricFamily("slotd_slot_queued", "Requests waiting for a slot", labels=["slot"])
         starts = GaugeMetricFamily("slotd_slot_starts", "Engine starts since slotd began", labels=["slot"])
         load = GaugeMetricFamily("slotd_slot_load_seconds", "Duration of the last load", labels=["slot"])
+        failures = GaugeMetricFamily(
+            "slotd_slot_failures",
+            "Failures in a row; a slot is left alone for a while from the second on",
+            labels=["slot"],
+        )
+        memory = GaugeMetricFamily(
+            "slotd_slot_memory_bytes",
+            "What an engine takes up, measured or reserved",
+            labels=["slot", "kind"],
+        )
         for s in slots:
+            for kind, mb in (("ram", s.ram_mb), ("gpu", s.gpu_mb)):
+                if mb is not None:
+                    memory.add_metric([s.name, kind], mb * 1024.0 * 1024.0)
+            failures.add_metric([s.name], s.failures)
             for each in SlotState:
                 state.add_metric([s.name, each.value], 1.0 if s.state is each else 0.0)
             leases.add_metric([s.name], s.leases)
@@ -40,7 +54,7 @@ class _SlotGauges(Collector):
             if s.load_s is not None:
                 load.add_metric([s.name], s.load_s)
         live = GaugeMetricFamily("slotd_requests_live", "Requests under way", value=self._live())
-        yield from (state, leases, queued, starts, load, live)
+        yield from (state, leases, queued, starts, load, failures, memory, live)
 
 
 class Metrics:

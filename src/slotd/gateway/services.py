@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
+from slotd.actor import Snapshot
+from slotd.arbiter.actor import Arbiter
 from slotd.config import Config
+from slotd.config.reread import Reading
 from slotd.dispatch import Dispatcher
 from slotd.events import EventBus
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook
 from slotd.gateway.metrics import Metrics
+from slotd.gateway.uploads import Uploads
+from slotd.settings import Settings
 from slotd.slot.manager import SlotManager
 
 __all__ = ["Services"]
@@ -17,16 +23,32 @@ __all__ = ["Services"]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Handles to the actors below; the gateway itself owns no state."""
+    """Handles to the actors below; the gateway itself owns no state.
 
-    config: Config
-    api_keys: frozenset[str] = field(repr=False)
+    ``settings`` may change between two requests: it is read in each, never kept.
+    ``reload`` reads the configuration again; see :meth:`slotd.reload.Reloader.reload`.
+    """
+
+    settings: Snapshot[Settings]
+    reload: Callable[[], Awaitable[Reading]]
     slots: SlotManager
+    arbiter: Arbiter
     dispatcher: Dispatcher
     exchange: Exchange
     records: RecordBook
     bus: EventBus
     metrics: Metrics
+    uploads: Uploads
     run_id: str
     started_unix: float
     version: str
+
+    @property
+    def config(self) -> Config:
+        """The configuration of this moment."""
+        return self.settings.value.config
+
+    @property
+    def api_keys(self) -> Mapping[str, int | None]:
+        """The keys that clients may show, at this moment, and the priority that each gives."""
+        return self.settings.value.api_keys

@@ -28,6 +28,7 @@ def slot_view(s: SlotSnapshot) -> dict[str, Any]:
         "default": s.default,
         "pinned": s.pinned,
         "draining": s.draining,
+        "drift": s.drift,
         "address": str(s.address) if s.address else None,
         "pid": s.pid,
         "leases": s.leases,
@@ -42,6 +43,15 @@ def slot_view(s: SlotSnapshot) -> dict[str, Any]:
         "plan": s.plan_digest or None,
         "nonstream_cancel": s.nonstream_cancel,
         "notes": list(s.notes),
+        "priority": s.priority,
+        "device": s.device,
+        "exclusive": s.exclusive,
+        "ram_mb": s.ram_mb,
+        "gpu_mb": s.gpu_mb,
+        "blocked": s.blocked or None,
+        "failures": s.failures,
+        "retry_in_s": None if s.retry_at is None else round(max(s.retry_at - now, 0.0), 3),
+        "checked": s.checked or None,
         "fault": None if s.fault is None else {"message": s.fault.message, **s.fault.details()},
     }
 

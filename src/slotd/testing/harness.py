@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from slotd.app import Slotd
-from slotd.config import parse_config
+from slotd.config import ConfigFile
 from slotd.events import Subscription
 from slotd.logs import configure
 from slotd.slot.state import SlotSnapshot, SlotState
@@ -142,8 +142,9 @@ class _Bomb:
 class Harness:
     """A running slotd whose insides a test may look at and break."""
 
-    def __init__(self, slotd: Slotd) -> None:
+    def __init__(self, slotd: Slotd, file: Path) -> None:
         self.slotd = slotd
+        self.file = file
 
     @property
     def url(self) -> str:
@@ -172,6 +173,10 @@ class Harness:
         if address is None:
             raise RuntimeError(f"slot {name!r} has no engine now ({self.snapshot(name).state})")
         return FakeEngine(address.host, address.port)
+
+    def rewrite(self, text: str) -> None:
+        """Put another text into the configuration file, for a reload to find."""
+        self.file.write_text(_completed(text, self.file.parent))
 
     async def load(self, name: str) -> SlotSnapshot:
         await self.slotd.slots.load(name)
@@ -216,23 +221,33 @@ async def run_harness(
     """A slotd from a configuration text, stopped gracefully at the end of the block.
 
     Its state directory is ``base_dir/state`` unless the text says otherwise,
-    and its engines' ports are not those of other test processes.
+    and its engines' ports are not those of other test processes. The text is
+    written to ``base_dir/slotd.toml``, where a reload reads it; ``env`` is read
+    again then, too.
     """
+    path = base_dir / "slotd.toml"
+    path.write_text(_completed(text, base_dir))
+    file = ConfigFile(path, env={} if env is None else env)
+    if not structlog.is_configured():
+        # Its default renders tracebacks with locals, which holds the loop for 100 ms and more.
+        configure("warning")
+    slotd = Slotd(file.load(), file)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(slotd.run)
+        try:
+            yield Harness(slotd, path)
+        finally:
+            slotd.stop()
+
+
+def _completed(text: str, base_dir: Path) -> str:
+    """The text with what every harness needs."""
     if "state_dir" not in text:
         text = text.replace("[server]\n", f"[server]\nstate_dir = {toml(str(base_dir / 'state'))}\n", 1)
     if "[process]" not in text:
         first = FIRST_PORT + os.getpid() % WINDOWS * WINDOW
         text += f"\n[process]\nport_first = {first}\nport_last = {first + WINDOW - 1}\n"
-    if not structlog.is_configured():
-        # Its default renders tracebacks with locals, which holds the loop for 100 ms and more.
-        configure("warning")
-    slotd = Slotd(parse_config(text, "test", base_dir, env=env or {}))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(slotd.run)
-        try:
-            yield Harness(slotd)
-        finally:
-            slotd.stop()
+    return text
 
 
 class _Drained:
