@@ -223,7 +223,12 @@ class FakeBackend:
         return Path(model)
 
     async def await_ready(
-        self, handle: EngineHandle, *, port_opened: Callable[[], None], stranger: Callable[[], None]
+        self,
+        handle: EngineHandle,
+        *,
+        port_opened: Callable[[], None],
+        stranger: Callable[[], None],
+        saw: Callable[[str], None],
     ) -> tuple[str, ...]:
         assert isinstance(handle, FakeEngine)
         script, born = handle.script, handle.born
@@ -234,6 +239,7 @@ class FakeBackend:
             (born + script.ready_s, "ready"),
         ]
         for at, what in sorted(turn for turn in turns if turn[0] < NEVER):
+            saw(f"waits for {what}")
             await trio.sleep_until(at)
             if what == "stranger":
                 stranger()

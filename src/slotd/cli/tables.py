@@ -50,6 +50,8 @@ def _note(slot: dict[str, Any]) -> str:
         return f"{progress['phase']} {done:.0f}{share}"
     if slot.get("blocked"):
         return str(slot["blocked"])
+    if slot.get("probe"):
+        return str(slot["probe"])
     if slot.get("fault"):
         return str(slot["fault"]["message"])
     if slot.get("draining"):

@@ -110,10 +110,13 @@ class EngineBackend:
         *,
         port_opened: Callable[[], None],
         stranger: Callable[[], None],
+        saw: Callable[[str], None],
     ) -> tuple[str, ...]:
         """See :meth:`slotd.slot.backend.Backend.await_ready`."""
         name = self._slot.model or self._slot.name
-        return await await_ready(handle, self.readiness, name, port_opened=port_opened, stranger=stranger)
+        return await await_ready(
+            handle, self.readiness, name, port_opened=port_opened, stranger=stranger, saw=saw
+        )
 
 
 def external_address(url: str) -> Address:

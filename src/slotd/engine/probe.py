@@ -39,6 +39,7 @@ async def await_ready(
     *,
     port_opened: Callable[[], None],
     stranger: Callable[[], None],
+    saw: Callable[[str], None],
 ) -> tuple[str, ...]:
     """Probe until the engine is ready, and return the names of the models it lists.
 
@@ -46,7 +47,8 @@ async def await_ready(
     the engine itself. Nothing else promotes; a time-out never does. Calls
     ``port_opened`` once, when our own listener answers, and ``stranger`` when
     somebody else holds the port, after which the caller is expected to give
-    up. Runs until cancelled; the deadline is the caller's.
+    up. ``saw`` is told in words what each look found, for whoever wonders why
+    it takes so long. Runs until cancelled; the deadline is the caller's.
 
     The probe has a connection of its own, outside the engine's users' pool.
     """
@@ -56,20 +58,25 @@ async def await_ready(
     try:
         while True:
             answer = await _get(http, readiness.health_path)
-            if answer is not None:
-                if readiness.own_listener and not handle.owns_listener():
-                    if handle.stranger_listens():
-                        stranger()
-                else:
-                    if not opened:
-                        opened = True
-                        port_opened()
-                    if answer[0] == 200:
-                        models = await _listed(http, readiness, configured_model)
-                        if models:
-                            return models
-            elif readiness.own_listener and handle.stranger_listens():
-                stranger()
+            if answer is None:
+                words = f"nobody answers GET {readiness.health_path} at {handle.address}"
+                if readiness.own_listener and handle.stranger_listens():
+                    stranger()
+            elif readiness.own_listener and not handle.owns_listener():
+                words = f"somebody else listens at {handle.address}"
+                if handle.stranger_listens():
+                    stranger()
+            else:
+                if not opened:
+                    opened = True
+                    port_opened()
+                words = f"GET {readiness.health_path} answers {answer[0]}"
+                if answer[0] == 200:
+                    models = await _listed(http, readiness, configured_model)
+                    if models:
+                        return models
+                    words = f"GET {readiness.models_path} lists no model"
+            saw(words)
             await trio.sleep(delay)
             delay = min(delay * 1.3, MAX_DELAY_S)
     finally:

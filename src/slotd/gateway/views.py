@@ -49,6 +49,7 @@ def slot_view(s: SlotSnapshot) -> dict[str, Any]:
         "ram_mb": s.ram_mb,
         "gpu_mb": s.gpu_mb,
         "blocked": s.blocked or None,
+        "probe": s.probe or None,
         "failures": s.failures,
         "retry_in_s": None if s.retry_at is None else round(max(s.retry_at - now, 0.0), 3),
         "checked": s.checked or None,

@@ -29,7 +29,7 @@ from slotd.slot.backend import Backend
 from slotd.slot.generation import Generation
 from slotd.slot.lease import Lease
 from slotd.slot.machine import Room, Slot, SlotSpec, next_deadline, step
-from slotd.slot.state import UP, Fault, SlotSnapshot, SlotState
+from slotd.slot.state import LOADING, UP, Fault, SlotSnapshot, SlotState
 from slotd.slot.turn import BREAKER
 
 __all__ = ["Configure", "SlotActor", "SlotIdentity"]
@@ -390,6 +390,7 @@ class SlotActor(Actor[ev.Message | Configure]):
                 device=identity.device,
                 exclusive=identity.exclusive,
                 blocked=self._blocked(),
+                probe=s.probe if s.state in LOADING else "",
                 retry_at=s.breaker.until if s.breaker.blocks(trio.current_time()) else None,
                 failures=s.breaker.failures,
                 drift=s.stale,

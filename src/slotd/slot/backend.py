@@ -111,8 +111,9 @@ class Backend(Protocol):
         *,
         port_opened: Callable[[], None],
         stranger: Callable[[], None],
+        saw: Callable[[str], None],
     ) -> tuple[str, ...]:
-        """Probe until the engine is ready; returns the models it lists."""
+        """Probe until the engine is ready; returns the models it lists. ``saw``: what each look found."""
         ...
 
     async def check_output(self, http: Http1Pool, model: str) -> Finding | None:

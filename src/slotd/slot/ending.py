@@ -42,6 +42,7 @@ def start(t: Turn, why: str) -> None:
         address=None,
         pid=None,
         models=(),
+        probe="",
         starts=s.starts + 1,
         progress=None,
         stale=False,

@@ -162,8 +162,18 @@ class Generation:
         def stranger() -> None:
             self._post(ev.StrangerFound(self.number))
 
+        seen = ""
+
+        def saw(words: str) -> None:
+            nonlocal seen
+            if words != seen:
+                seen = words
+                self._post(ev.ProbeSaw(self.number, words))
+
         async def until_ready() -> None:
-            models = await self._backend.await_ready(handle, port_opened=port_opened, stranger=stranger)
+            models = await self._backend.await_ready(
+                handle, port_opened=port_opened, stranger=stranger, saw=saw
+            )
             self._was_ready = True
             self._post(ev.Ready(self.number, models))
 

@@ -28,7 +28,15 @@ PROVEN_AFTER_S = 60.0
 
 PullEvent = ev.PullProgressed | ev.Pulled | ev.PullFailed
 EngineEvent = (
-    ev.Started | ev.LaunchFailed | ev.PortOpened | ev.Ready | ev.StrangerFound | ev.Exited | ev.Gone | ev.Hung
+    ev.Started
+    | ev.LaunchFailed
+    | ev.PortOpened
+    | ev.ProbeSaw
+    | ev.Ready
+    | ev.StrangerFound
+    | ev.Exited
+    | ev.Gone
+    | ev.Hung
 )
 
 
@@ -58,6 +66,8 @@ def engine_event(t: Turn, event: EngineEvent) -> None:
         case ev.PortOpened():
             if s.state is S.STARTING:
                 _warming(t)
+        case ev.ProbeSaw(_, words):
+            t.set(probe=words)
         case ev.Ready(_, models):
             if s.state is S.STARTING:
                 _warming(t)
@@ -85,6 +95,7 @@ def _ready(t: Turn, models: tuple[str, ...]) -> None:
     t.move(S.READY, "health is good and the model is listed")
     t.set(
         models=models,
+        probe="",
         fault=None,
         load_s=t.now - s.load_began,
         port_attempts=0,

@@ -98,6 +98,7 @@ def _apply(t: Turn, event: ev.Event) -> bool:
             ev.Started()
             | ev.LaunchFailed()
             | ev.PortOpened()
+            | ev.ProbeSaw()
             | ev.Ready()
             | ev.StrangerFound()
             | ev.Exited()
@@ -196,7 +197,8 @@ def _phase_over(t: Turn) -> None:
         case S.STARTING | S.WARMING:
             fault = Fault(
                 "load_timeout",
-                f"not ready within ready_timeout_s = {s.spec.ready_timeout_s:g} s (it was still {s.state})",
+                f"not ready within ready_timeout_s = {s.spec.ready_timeout_s:g} s (it was still {s.state}"
+                + (f"; {s.probe})" if s.probe else ")"),
             )
             begin_unload(t, Ending(Goal.ERROR, fault.reason, fault))
         case S.UNLOADING:

@@ -242,6 +242,10 @@ class SlotManager:
         """Where the slot publishes itself, for who waits for a change. Raises :class:`SlotNotFound`."""
         return self._entry(name).snapshot
 
+    def changes(self, name: str) -> Snapshot[SlotSnapshot]:
+        """The cell in which the slot publishes, for whoever waits for a change."""
+        return self._entry(name).snapshot
+
     def snapshots(self) -> Mapping[str, SlotSnapshot]:
         """All slots in declared order, from what they published."""
         return {name: e.snapshot.value for name, e in self._entries.items()}
@@ -339,22 +343,27 @@ class SlotManager:
     def close_doors(self) -> None:
         """Refuse all who hold no lease, from now on; those who do may finish."""
         self._stopping = True
-        for entry in self._entries.values():
+        for entry in self._everyone():
             entry.mailbox.post(ev.CloseDoors())
 
     async def shutdown(self) -> None:
         """Stop every slot, all at once; returns when all are down."""
         self._stopping = True
         async with trio.open_nursery() as nursery:
-            for name, entry in self._entries.items():
+            for entry in self._everyone():
                 if entry.mailbox.is_open:
-                    nursery.start_soon(self._shutdown_one, name)
+                    nursery.start_soon(self._shutdown_one, entry)
 
-    async def _shutdown_one(self, name: str) -> None:
+    async def _shutdown_one(self, entry: _Entry) -> None:
         # A crash is as good as a stop, and no reason to leave the others: the
         # actor took its engine with it, and its next incarnation starts none.
         with suppress(ActorGone, SlotUnkillable):
-            await self._command(name, ev.Shutdown)
+            await self._ask(entry, ev.Shutdown)
+
+    def _everyone(self) -> tuple[_Entry, ...]:
+        """Every slot, those too that were removed and still serve somebody."""
+        removed = (entry for leaving in self._removed.values() for entry in leaving)
+        return (*self._entries.values(), *removed)
 
     async def _command(self, name: str, make: Callable[[str], ev.Command]) -> None:
         await self._ask(self._entry(name), make)

@@ -40,6 +40,7 @@ __all__ = [
     "ModelSeen",
     "OutputJudged",
     "PortOpened",
+    "ProbeSaw",
     "PullFailed",
     "PullProgressed",
     "Pulled",
@@ -205,6 +206,14 @@ class PortOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSaw:
+    """What the last look at a loading engine found, in words; posted when it changes."""
+
+    generation: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Health is good, ``models`` are listed, and the listener is the engine's own."""
 
@@ -338,6 +347,7 @@ Event: TypeAlias = (
     | Started
     | LaunchFailed
     | PortOpened
+    | ProbeSaw
     | Ready
     | StrangerFound
     | Exited

@@ -107,6 +107,7 @@ class Slot:
     """All that a slot's actor knows. Times are seconds on the actor's clock.
 
     ``alive``: the generation whose engine is not completely gone yet.
+    ``probe``: what the last look at a loading engine found.
     ``leases``: when each was granted. ``wanted``: it is to be up though nobody
     waits for it. ``ending`` is set while it drains (in an up state) and while
     it unloads. ``undecided``: in ``error``, the engine's remains are still
@@ -126,6 +127,7 @@ class Slot:
     address: Address | None = None
     pid: int | None = None
     models: tuple[str, ...] = ()
+    probe: str = ""
     model_present: bool = True
     waiting: tuple[Waiter, ...] = ()
     leases: Mapping[str, float] = field(default_factory=dict)

@@ -75,7 +75,8 @@ class SlotSnapshot:
 
     ``models``: the names that the running engine lists, empty while it is not
     up. ``progress``: bytes pulled and total, while pulling. ``blocked``: what a
-    load waits for before it may begin. ``retry_at``: when a slot that keeps
+    load waits for before it may begin. ``probe``: what the last look at a
+    loading engine found. ``retry_at``: when a slot that keeps
     failing is tried again. ``drift``: what runs is not what is configured.
     ``checked``: what became of the output check. ``ram_mb``, ``gpu_mb``: what
     it takes up, measured or reserved. ``notes``: what a user should know of
@@ -113,6 +114,7 @@ class SlotSnapshot:
     device: str = ""
     exclusive: str = ""
     blocked: str = ""
+    probe: str = ""
     retry_at: float | None = None
     failures: int = 0
     drift: bool = False
