@@ -53,7 +53,7 @@ class FakeSlot:
 
     def view(self) -> tn.TenantView:
         up = self.phase in ("up", "draining")
-        going = self.phase == "unloading"
+        going = self.phase in ("draining", "unloading")
         return tn.TenantView(up, self.leases, self.queued, self.last_used, self.quiet_since, going)
 
 

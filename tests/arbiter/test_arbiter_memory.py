@@ -191,7 +191,7 @@ def test_one_that_was_used_a_moment_ago_is_not_quiet_yet() -> None:
 
 def test_pinned_slots_and_strangers_servers_are_never_told_to_leave() -> None:
     w = World()
-    w.add("pinned", 30, pinned=True)
+    w.add("pinned", 30, pinned=True, priority=1)
     w.add("outside", 0, owns_memory=False)
     w.add("a", 40)
     w.add("b", 60)
@@ -586,6 +586,22 @@ def test_memory_that_never_comes_back_is_an_error_and_the_victim_may_return() ->
     w.wait(5.1)
     log = w.took()
     assert log[:3] == ["leave a", "denied b slot.out_of_memory", "back a"]
+
+
+def test_one_that_drains_for_long_is_waited_for() -> None:
+    w = World(replace(LIMITS, stop_bound_s=20, max_wait_s=5))
+    w.add("a", 60)
+    w.add("b", 60)
+    w.loaded("a", leases=1)
+    w.want("b")
+    w.wait(6)
+    assert w.took() == ["contended a on", "leave~ a", "contended a off"]
+    w.wait(60)
+    assert w.took() == [], "neither denied nor told again"
+    w.release("a")
+    w.gone("a")
+    w.wait(0.1)
+    assert w.took() == ["admitted b"]
 
 
 def test_an_engine_that_does_not_end_is_not_counted_on_for_ever() -> None:

@@ -315,7 +315,8 @@ def _look(t: Turn) -> None:
     """What the slots show, and what the clock has ended."""
     for hold in tuple(t.state.holds.values()):
         view = t.state.views.get(hold.slot)
-        gone = hold.failed or (view is not None and view.going)
+        # One that still drains may take its time.
+        gone = hold.failed or (view is not None and view.going and not view.up)
         if gone and hold.down_since is None:
             t.put_hold(replace(hold, down_since=t.now))
         elif not gone and hold.down_since is not None:

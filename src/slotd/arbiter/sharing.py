@@ -93,7 +93,7 @@ def _evictable(t: Turn, hold: Hold) -> bool:
     view, facts = t.state.views.get(hold.slot), t.facts(hold.slot)
     up = hold.up and view is not None and view.up and not view.going
     staying = hold.parting is None and hold.down_since is None
-    return up and staying and facts.owns_memory and not facts.pinned
+    return up and staying and not facts.pinned
 
 
 def _make_room(

@@ -147,7 +147,9 @@ class State:
 
     def going(self, hold: Hold, now: float) -> bool:
         """Whether its room can be counted on to come back soon."""
-        return (hold.parting is not None or hold.down_since is not None) and not self.stuck(hold, now)
+        view = self.views.get(hold.slot)
+        leaves = hold.parting is not None or hold.down_since is not None or (view is not None and view.going)
+        return leaves and not self.stuck(hold, now)
 
     def stuck(self, hold: Hold, now: float) -> bool:
         """Whether its engine should have ended by now: its room may never come back."""
