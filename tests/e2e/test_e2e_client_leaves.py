@@ -26,6 +26,7 @@ from e2e_tools import (
     path_to,
     scripted,
 )
+from trio.testing import wait_all_tasks_blocked
 
 from slotd.testing import Harness, Knobs, fake_slot
 
@@ -218,12 +219,43 @@ async def test_a_client_that_comes_back_in_time_keeps_the_load(slotd_harness: St
             assert slotd.snapshot("chat").starts == 1
 
 
-async def test_between_the_head_and_the_first_chunk(slotd_harness: Start) -> None:
-    """The window in which a generator that has never run has no ``finally``."""
+async def test_behind_the_head(slotd_harness: Start) -> None:
+    """The head comes with the first event; who leaves then may find a generator that has not run yet."""
     upstream_closed = trio.Event()
+
+    async def one_event(stream: trio.SocketStream, request: bytes) -> None:
+        await stream.send_all(EVENT_STREAM + chunk(b"data: 1\n\n"))
+        while await stream.receive_some():
+            pass
+        upstream_closed.set()
+
+    with trio.fail_after(GUARD_S):
+        async with (
+            scripted(one_event) as server,
+            slotd_harness({"chat": server.slot(default=True)}) as slotd,
+        ):
+            await slotd.load("chat")
+            await wait_all_tasks_blocked(0.01)  # those that watch a new engine have begun
+            before = Baseline(slotd)
+            async with await dial(slotd) as wire:
+                await wire.post(CHAT, ask(stream=True))
+                assert (await wire.head()).status == 200
+                began = trio.current_time()
+                await wire.hang_up()
+                with trio.fail_after(1):
+                    await upstream_closed.wait()
+                note("upstream closed after a client left behind the head", trio.current_time() - began)
+            await before.again()
+
+
+async def test_while_an_engine_has_sent_no_more_than_its_head(slotd_harness: Start) -> None:
+    """Nothing of the answer is there, so nothing has been sent: it could still be replayed."""
+    upstream_closed = trio.Event()
+    asked = trio.Event()
 
     async def head_only(stream: trio.SocketStream, request: bytes) -> None:
         await stream.send_all(EVENT_STREAM)
+        asked.set()
         while await stream.receive_some():
             pass
         upstream_closed.set()
@@ -234,15 +266,14 @@ async def test_between_the_head_and_the_first_chunk(slotd_harness: Start) -> Non
             slotd_harness({"chat": server.slot(default=True)}) as slotd,
         ):
             await slotd.load("chat")
+            await wait_all_tasks_blocked(0.01)  # those that watch a new engine have begun
             before = Baseline(slotd)
             async with await dial(slotd) as wire:
                 await wire.post(CHAT, ask(stream=True))
-                assert (await wire.head()).status == 200
-                began = trio.current_time()
+                await asked.wait()
                 await wire.hang_up()
                 with trio.fail_after(1):
                     await upstream_closed.wait()
-                note("upstream closed after a client left behind the head", trio.current_time() - began)
             await before.again()
 
 

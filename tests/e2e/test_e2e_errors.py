@@ -221,7 +221,7 @@ async def test_a_crash_at_start_is_told_with_the_engines_words(slotd_harness: St
             assert "retry-after" not in answer.headers
             details = answer.json()["error"]["details"]
             assert "cannot read weights: bad magic" in details["log"]
-            assert details["reason"] == "exited_during_load"
+            assert details["reason"] == "bad_model"
             assert "3" in details["exit"]
             assert await slotd.state("chat") == "error"
 

@@ -9,9 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from slotd.errors import StreamStalled
-from slotd.exchange.frames import FrameGate
-from slotd.exchange.record import RequestRecord, UsageTail
-from slotd.exchange.relay import StallLimits, Watch, relay_bytes, relay_events
+from slotd.exchange.answer import Answer
+from slotd.exchange.record import RequestRecord
+from slotd.exchange.relay import relay_bytes, relay_events
+from slotd.exchange.stall import StallLimits, Watch
 
 LIMITS = StallLimits(first_byte_s=10, idle_s=5, total_s=60)
 
@@ -45,8 +46,9 @@ class Client:
         self.got.append(data)
 
 
-def record() -> RequestRecord:
-    return RequestRecord("r", "/v1/completions", "", trio.current_time(), 0.0)
+def answer_to(client: Client) -> Answer:
+    record = RequestRecord("r", "/v1/completions", "", trio.current_time(), 0.0)
+    return Answer(client, record, "openai")
 
 
 @pytest.mark.parametrize(
@@ -101,41 +103,43 @@ async def test_a_cancellation_from_outside_stays_one(autojump_clock: MockClock) 
 
 async def test_a_slow_client_stalls_neither_relay(autojump_clock: MockClock) -> None:
     for relay in ("bytes", "events"):
-        r, usage, client = record(), UsageTail(), Client(takes_s=12)
+        client = Client(takes_s=12)
+        answer = answer_to(client)
         with Watch(LIMITS) as watch:
             chunks = [(4.0, b"data: 1\n\n"), (4.0, b"data: 2\n\nrest")]
             if relay == "bytes":
-                await relay_bytes(Upstream(chunks), client, watch, r, usage)
+                await relay_bytes(Upstream(chunks), answer, watch)
             else:
-                await relay_events(Upstream(chunks), client, watch, r, usage, FrameGate())
+                await relay_events(Upstream(chunks), answer, watch)
         assert b"".join(client.got) == b"data: 1\n\ndata: 2\n\nrest"
-        assert r.bytes_out == 22
+        assert answer.record.bytes_out == 22
 
 
 async def test_a_chatty_stream_that_never_ends_is_cut_by_the_total(autojump_clock: MockClock) -> None:
     client = Client()
     endless = [(1.0, b": keep-alive\n\n")] * 1000
     with pytest.raises(StreamStalled, match="total_timeout_s"), Watch(LIMITS) as watch:
-        await relay_events(Upstream(endless), client, watch, record(), UsageTail(), FrameGate())
+        await relay_events(Upstream(endless), answer_to(client), watch)
     assert len(client.got) == 59
 
 
 async def test_half_frames_that_trickle_are_progress_but_are_not_sent(autojump_clock: MockClock) -> None:
-    client, gate = Client(), FrameGate()
+    client = Client()
+    answer = answer_to(client)
     halves = [(4.0, b"data: "), (4.0, b"x"), (4.0, b"\n"), (4.0, b"\n"), (4.0, b"data: cut")]
     with pytest.raises(StreamStalled, match="idle_timeout_s"), Watch(LIMITS) as watch:
-        await relay_events(Upstream([*halves, (99, b"")]), client, watch, record(), UsageTail(), gate)
+        await relay_events(Upstream([*halves, (99, b"")]), answer, watch)
     assert client.got == [b"data: x\n\n"]
-    assert gate.clean
+    assert answer.gate.clean
 
 
 async def test_the_last_words_of_a_stream_count_though_no_blank_line_ends_them(
     autojump_clock: MockClock,
 ) -> None:
-    usage, r = UsageTail(), record()
+    answer = answer_to(Client())
     with Watch(LIMITS) as watch:
         tail = b'data: {"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\ndata: [DONE]'
-        await relay_events(Upstream([(0, tail)]), Client(), watch, r, usage, FrameGate())
-    assert usage.ended()
-    assert usage.read() == (1, 2)
-    assert r.bytes_out == len(tail)
+        await relay_events(Upstream([(0, tail)]), answer, watch)
+    assert answer.usage.ended()
+    assert answer.usage.read() == (1, 2)
+    assert answer.record.bytes_out == len(tail)

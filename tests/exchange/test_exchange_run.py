@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
 
 import pytest
 import trio
+from exchange_world import JSON, SSE, Answer, Client, World, error_of, forever, inbound, run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from slotd.capability.endpoints import ENDPOINTS
 from slotd.dispatch import Route, SlotTarget, UpstreamTarget
 from slotd.errors import (
     ActorGone,
@@ -21,153 +18,13 @@ from slotd.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from slotd.exchange.exchange import Exchange
-from slotd.exchange.inbound import ClientGone, Inbound
-from slotd.exchange.record import RecordBook, RequestRecord
-from slotd.exchange.relay import StallLimits
-from slotd.exchange.transport import BrokenUpstream, Response
-from slotd.process.plan import Address
-from slotd.slot.backend import Abilities
-from slotd.slot.lease import Fate, Lease
+from slotd.exchange.inbound import ClientGone
+from slotd.exchange.policy import Policy
+from slotd.exchange.transport import BrokenUpstream
 from slotd.slot.state import Fault
 from slotd.wire.http1 import UpstreamBroken
 
-JSON = (b"content-type", b"application/json")
-SSE = (b"content-type", b"text/event-stream")
-
-Chunk = bytes | Exception | float | Callable[[], None]
-
-
-class Answer:
-    """A scripted response: bytes to give, seconds to wait, errors to raise, things to do."""
-
-    def __init__(self, *chunks: Chunk, status: int = 200, kind: tuple[bytes, bytes] = JSON) -> None:
-        self.chunks = list(chunks)
-        self.status = status
-        self.headers = [kind]
-        self.ended = False
-
-    async def receive_some(self) -> bytes:
-        await trio.lowlevel.checkpoint()
-        while self.chunks:
-            chunk = self.chunks.pop(0)
-            match chunk:
-                case bytes():
-                    return chunk
-                case Exception():
-                    raise chunk
-                case float():
-                    await trio.sleep(chunk)
-                case _:
-                    chunk()
-        return b""
-
-    def abort(self) -> None:
-        self.ended = True
-
-
-class World:
-    """Dispatcher, slot manager, pool and remote of one exchange."""
-
-    def __init__(self, *answers: Answer | Exception, route: object = None) -> None:
-        self.answers = list(answers)
-        self.used: list[Answer] = []
-        self.sent: list[tuple[bytes, bytes]] = []
-        self.route = route or Route(SlotTarget("chat"), "m", "m", 1, "slot name", slot_model="m")
-        self.fate = Fate()
-        self.held: list[str] = []
-        self.refusals: list[Exception] = []
-        self.failures: list[str] = []
-        self.finished: list[RequestRecord] = []
-        self.records = RecordBook(10, self.finished.append)
-        self.exchange = Exchange(
-            cast(Any, self), cast(Any, self), lambda name: self, self.records, StallLimits(10, 5, 60)
-        )
-
-    # dispatcher
-    async def resolve(self, model: str | None, path: str) -> Route:
-        await trio.lowlevel.checkpoint()
-        if isinstance(self.route, Exception):
-            raise self.route
-        assert isinstance(self.route, Route)
-        return self.route
-
-    def report_failure(self, name: str) -> None:
-        self.failures.append(name)
-
-    # slots
-    async def acquire(self, slot: str, lease_id: str, *, model: str, wait: bool) -> Lease:
-        self.held.append(lease_id)
-        await trio.lowlevel.checkpoint()
-        if self.refusals:
-            raise self.refusals.pop(0)
-        pool = cast(Any, self)
-        return Lease(lease_id, slot, 1, "m", "", Address("h", 1), pool, self.fate, Abilities("close"))
-
-    def release(self, slot: str, lease_id: str) -> None:
-        self.held.remove(lease_id)
-
-    # pool
-    async def request(self, method: bytes, target: bytes, headers: object, body: bytes) -> Answer:
-        await trio.lowlevel.checkpoint()
-        self.sent.append((target, body))
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        self.used.append(answer)
-        return answer
-
-    # remote
-    @asynccontextmanager
-    async def open(self, method: str, target: bytes, headers: object, body: bytes) -> AsyncIterator[Response]:
-        answer = await self.request(method.encode(), target, headers, body)
-        try:
-            yield answer
-        finally:
-            answer.abort()
-
-
-class Client:
-    """Reads the answer; ``reads`` False: takes nothing, and is given up on."""
-
-    def __init__(self, *, reads: bool = True) -> None:
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self._reads = reads
-
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        assert not self.status, "one head only"
-        self.status, self.headers = status, dict(headers)
-
-    async def send(self, data: bytes) -> None:
-        assert self.status
-        await trio.lowlevel.checkpoint()
-        if not self._reads:
-            raise ClientGone("nothing was read")
-        self.body += data
-
-
-def inbound(
-    body: bytes = b'{"model":"m","stream":true}', path: str = "/v1/chat/completions", **more: Any
-) -> Inbound:
-    return Inbound("req-1", "POST", path, b"", [], body, ENDPOINTS[path], **more)
-
-
-async def run(world: World, client: Client, request: Inbound | None = None) -> RequestRecord:
-    """One request, after which nothing is held, whatever came of it."""
-    try:
-        await world.exchange.run(request or inbound(), client)
-    finally:
-        assert world.held == [], "a lease leaked"
-        assert world.records.live_count == 0
-        assert all(answer.ended for answer in world.used), "a connection leaked"
-    (record,) = world.finished
-    return record
-
-
-def error_of(client: Client) -> Any:
-    return json.loads(client.body)["error"]
+ONCE = Policy(max_replays=0)
 
 
 async def test_an_answer_goes_through_unchanged_and_is_accounted_for() -> None:
@@ -240,18 +97,16 @@ async def test_an_engine_that_breaks_off_is_told_with_the_slots_own_word(autojum
 
 
 async def test_the_word_may_come_late_but_is_not_waited_for_long(autojump_clock: MockClock) -> None:
-    world, client = World(UpstreamBroken("reset", bytes_received=False)), Client()
+    world, client = World(UpstreamBroken("reset", bytes_received=False), policy=ONCE), Client()
     await run(world, client)
     assert (client.status, error_of(client)["code"]) == (502, "slot.engine_lost")
     assert trio.current_time() < 0.3
 
 
 async def test_a_stale_route_is_found_anew_and_not_for_ever() -> None:
-    world, client = World(Answer(b"{}")), Client()
-    world.refusals = [RouteStale("swapped"), RouteStale("swapped")]
+    world, client = World(Answer(b"{}"), chat=[RouteStale("swapped"), RouteStale("swapped")]), Client()
     assert (await run(world, client)).outcome == "ok"
-    world, client = World(Answer(b"{}")), Client()
-    world.refusals = [RouteStale("swapped")] * 3
+    world, client = World(Answer(b"{}"), chat=[RouteStale("swapped") for _ in range(3)]), Client()
     record = await run(world, client)
     assert (client.status, record.error) == (503, "dispatch.route_stale")
 
@@ -265,10 +120,9 @@ async def test_a_route_that_rests_on_an_older_engine_is_stale() -> None:
 
 
 async def test_a_refusal_is_the_answer() -> None:
-    world, client = World(), Client()
-    world.refusals = [SlotQueueFull("full", retry_after_s=1)]
+    world, client = World(chat=[SlotQueueFull("full", retry_after_s=7)]), Client()
     await run(world, client)
-    assert (client.status, client.headers[b"retry-after"]) == (429, b"1")
+    assert (client.status, client.headers[b"retry-after"]) == (429, b"7")
 
 
 @pytest.mark.parametrize("error", [UpstreamUnavailable("refused"), UpstreamTimeout("no connection")])
@@ -279,7 +133,7 @@ async def test_a_remote_that_cannot_be_reached_is_reported(error: Exception) -> 
 
 
 async def test_a_remote_that_breaks_off_is_a_bad_gateway() -> None:
-    broken = BrokenUpstream("gone", connected=True, got_bytes=True)
+    broken = BrokenUpstream("gone")
     world = World(
         Answer(b"data: 1\n\n", broken, kind=SSE), route=Route(UpstreamTarget("far"), "m", "m", 2, "c")
     )
@@ -374,13 +228,7 @@ async def test_an_operator_ends_a_request(autojump_clock: MockClock, kind: tuple
 
 
 async def test_an_operator_ends_a_request_that_still_waits() -> None:
-    class Waits(World):
-        async def acquire(self, slot: str, lease_id: str, *, model: str, wait: bool) -> Lease:
-            self.held.append(lease_id)
-            await trio.sleep_forever()
-            raise AssertionError
-
-    world, client = Waits(), Client()
+    world, client = World(chat=[forever]), Client()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, world, client)
         await wait_all_tasks_blocked()

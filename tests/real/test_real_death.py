@@ -7,8 +7,10 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from real_tools import (
     CHAT,
@@ -58,6 +60,27 @@ def test_a_killed_engine_is_replaced_at_the_next_request(site: Site) -> None:
     )
     assert row["pid"] != engine.pid
     assert told < 1
+
+
+def test_a_kill_under_many_requests_costs_none_of_them(site: Site) -> None:
+    """Those that it served and those that waited: each has its answer, from the next engine."""
+    engine = site.load("chat")
+    body = long_request(CHAT, stream=False, tokens=48)
+    with ThreadPoolExecutor(16) as pool:
+        asked = [
+            pool.submit(httpx.post, f"{site.url}{CHAT}", json=body, trust_env=False, timeout=120)
+            for _ in range(16)
+        ]
+        wait_until(lambda: site.slot("chat")["queued"] > 0 and len(site.live()) == 16, 20, "16 requests")
+        began = time.perf_counter()
+        os.kill(engine.pid, signal.SIGKILL)
+        answers = [later.result() for later in asked]
+    tell(f"16 chats, their engine killed: all answered after {time.perf_counter() - began:.2f} s")
+    assert [a.status_code for a in answers] == [200] * 16
+    assert {a.json()["usage"]["completion_tokens"] for a in answers} == {48}
+    records = [site.get(f"/api/requests/{a.headers['x-request-id']}") for a in answers]
+    assert max(r["replays"] for r in records) == 1
+    assert {r["outcome"] for r in records} == {"ok"}
 
 
 def _both_engines(site: Site) -> list[int]:
@@ -124,6 +147,7 @@ def test_a_second_signal_cuts_streams_short(own_site: Site) -> None:
     own_site.process.send(signal.SIGTERM)
     code = own_site.process.wait(20)
     took = time.perf_counter() - began
+    assert b"server.stopping" in caller.read_until(b"server.stopping"), "no silent cut"
     caller.leave()
     tell(f"second SIGTERM with a stream: exit {code} after {took * 1000:.0f} ms")
     assert not any(alive(pid) for pid in pids)

@@ -19,90 +19,40 @@ import trio
 
 from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
 from slotd.errors import (
-    AnswerTooLarge,
-    EngineLost,
-    RequestCancelled,
     RouteStale,
     SlotdError,
+    SlotNotFound,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from slotd.exchange.assemble import (
-    Assembly,
-    AssemblyError,
-    AssemblyTooLarge,
-    NotAssemblable,
-    plan_assembly,
-    set_field,
-)
-from slotd.exchange.frames import FrameGate
-from slotd.exchange.headers import for_client, for_upstream
-from slotd.exchange.inbound import ClientGone, Head, Inbound, Outbound, read_head
-from slotd.exchange.record import RecordBook, RequestRecord, UsageTail
-from slotd.exchange.relay import StallLimits, Watch, relay_bytes, relay_events
-from slotd.exchange.render import error_response, sse_error
-from slotd.exchange.transport import BrokenUpstream, LocalTransport, Response, Transport
-from slotd.slot.lease import Lease
+from slotd.events import EventBus
+from slotd.exchange.answer import Answer
+from slotd.exchange.assemble import set_field
+from slotd.exchange.attempts import Attempts
+from slotd.exchange.carriage import Carriage
+from slotd.exchange.forward import Outgoing, forward
+from slotd.exchange.heartbeat import Heartbeat, can_stream
+from slotd.exchange.inbound import ClientGone, Inbound, Outbound, read_head
+from slotd.exchange.policy import Policy
+from slotd.exchange.record import RecordBook, RequestRecord
+from slotd.exchange.stall import Watch
+from slotd.exchange.transport import BrokenUpstream, Transport
+from slotd.exchange.wishes import read_wishes
 from slotd.slot.manager import SlotManager
 
 __all__ = ["Exchange"]
 
 log = structlog.get_logger("slotd")
 
-FATE_WAIT_S = 0.25
-"""How long to wait for the slot's word on why a connection broke."""
-
 STALE_ROUTES = 3
 
 
-class _Carriage:
-    """What one request has come to so far."""
-
-    def __init__(self, inbound: Inbound, out: Outbound, record: RequestRecord) -> None:
-        self.inbound = inbound
-        self.out = out
-        self.record = record
-        self.started = False
-        self.events = False
-        self.length: int | None = None
-        self.gate = FrameGate()
-        self.usage = UsageTail()
-
-    def answered(self) -> bool:
-        """Whether the client has got the whole answer."""
-        if not self.started:
-            return False
-        return self.usage.ended() if self.events else self.record.bytes_out == self.length
-
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        record = self.record
-        self.length = next((int(v) for k, v in headers if k == b"content-length" and v.isdigit()), None)
-        record.status = status
-        record.phase = "answering"
-        self.events = any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
-        headers = [*headers, *trace_headers(record)]
-        self.started = True
-        await self.out.start(status, headers)
-
-
-def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
-    """Who answered, and where the time before the first byte went."""
-    found = [(b"x-request-id", record.id.encode())]
-    if record.target:
-        route = f"{record.target}; tier={record.tier}; rule={record.rule}"
-        found.append((b"x-slotd-route", route.encode("ascii", "replace")))
-    parts = [
-        f"{name};dur={seconds * 1000:.1f}"
-        for name, seconds in (("resolve", record.resolve_s), ("wait", record.wait_s))
-        if seconds is not None
-    ]
-    parts.append(f"total;dur={record.elapsed() * 1000:.1f}")
-    found.append((b"server-timing", ", ".join(parts).encode()))
-    return found
-
-
 class Exchange:
-    """Carries requests. One object serves all; it owns nothing but the records."""
+    """Carries requests. One object serves all; it owns nothing but the records.
+
+    ``remote`` gives the way to an upstream, or raises :class:`RouteStale` if it
+    is configured no more. ``policy`` is asked once for each request.
+    """
 
     def __init__(
         self,
@@ -110,13 +60,14 @@ class Exchange:
         dispatcher: Dispatcher,
         remote: Callable[[str], Transport],
         records: RecordBook,
-        limits: StallLimits,
+        policy: Callable[[], Policy],
+        bus: EventBus,
     ) -> None:
-        self._slots = slots
         self._dispatcher = dispatcher
         self._remote = remote
         self._records = records
-        self._limits = limits
+        self._policy = policy
+        self._attempts = Attempts(slots, bus)
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         """Answer the request, whatever happens; returns when the answer is complete.
@@ -126,7 +77,8 @@ class Exchange:
         alone. A body that has begun and is no event stream can only be broken
         off: the typed error is raised then, for the adapter to close the
         connection. :class:`ClientGone` passes through. Cancelled when the
-        client leaves.
+        client leaves. Ended through the :class:`RecordBook`, it is answered
+        with the cause given there.
         """
         record = RequestRecord(
             inbound.id,
@@ -136,208 +88,88 @@ class Exchange:
             time.time(),
             bytes_in=len(inbound.body),
         )
-        carriage = _Carriage(inbound, out, record)
+        answer = Answer(out, record, inbound.endpoint.dialect)
         self._records.open(record)
         try:
             with record.scope:
-                await self._answer(carriage)
-            if record.scope.cancelled_caught:
-                record.outcome = "error"
-                await self._fail(carriage, RequestCancelled("an operator cancelled this request"))
+                await self._answer(inbound, answer)
+            if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
+                await answer.fail(record.cause)
         finally:
-            record.tokens_in, record.tokens_out = carriage.usage.read()
+            record.tokens_in, record.tokens_out = answer.usage.read()
             if record.outcome == "live":
                 # Cancelled, bare or in a group. Clients hang up once they have
                 # read the end, often before we get to see it ourselves.
-                record.outcome = "ok" if carriage.answered() else "client_gone"
+                record.outcome = "ok" if answer.complete else "client_gone"
             self._records.close(record)
 
-    async def _answer(self, carriage: _Carriage) -> None:
+    async def _answer(self, inbound: Inbound, answer: Answer) -> None:
+        record = answer.record
         try:
-            await self._carry(carriage)
+            await self._carry(self._understand(inbound, answer))
         except SlotdError as error:
-            await self._fail(carriage, error)
+            await answer.fail(error)
         except ClientGone:
             raise
         except Exception:
-            log.exception("a request met a bug", request=carriage.record.id, path=carriage.record.path)
-            await self._fail(carriage, SlotdError("slotd itself failed at this request; its log says why"))
+            log.exception("a request met a bug", request=record.id, path=record.path)
+            await answer.fail(SlotdError("slotd itself failed at this request; its log says why"))
         else:
-            status = carriage.record.status or 0
-            carriage.record.outcome = "ok" if status < 400 else "error"
+            refused = (record.status or 0) >= 400 or record.error is not None
+            record.outcome = "error" if refused else "ok"
 
-    async def _fail(self, carriage: _Carriage, error: SlotdError) -> None:
-        record, dialect = carriage.record, carriage.inbound.endpoint.dialect
-        record.outcome, record.error = "error", error.code
-        if not carriage.started:
-            status, headers, body = error_response(error, dialect)
-            await carriage.start(status, headers)
-            await carriage.out.send(body)
-        elif carriage.events and carriage.gate.clean:
-            await carriage.out.send(sse_error(error, dialect))
-        else:
-            # Nothing well-formed can follow half a document.
-            raise error
-
-    # --- resolve, lease -----------------------------------------------------------
-
-    async def _carry(self, carriage: _Carriage) -> None:
-        inbound, record = carriage.inbound, carriage.record
+    def _understand(self, inbound: Inbound, answer: Answer) -> Carriage:
+        """Read what decides. Raises :class:`slotd.errors.RequestInvalid`."""
+        record, policy = answer.record, self._policy()
         head = read_head(inbound.endpoint, inbound.body)
         record.model, record.stream = head.model, head.stream
-        for attempt in range(1, STALE_ROUTES + 1):
-            route = await self._resolve(carriage, head)
-            match route.target:
-                case UpstreamTarget(name):
-                    await self._forward_remote(carriage, route, name)
-                    return
-                case SlotTarget(name):
-                    try:
-                        await self._with_lease(carriage, head, route, name)
-                    except RouteStale:
-                        if attempt == STALE_ROUTES:
-                            raise
-                    else:
-                        return
+        wishes = read_wishes(inbound.headers, inbound.key_priority)
+        record.priority = wishes.priority
+        heartbeat = None
+        if head.stream and policy.heartbeat_after_s and can_stream(inbound.endpoint):
+            heartbeat = Heartbeat(answer, policy.heartbeat_after_s, policy.heartbeat_every_s)
+        return Carriage(inbound, head, wishes, policy, record, answer, heartbeat)
 
-    async def _resolve(self, carriage: _Carriage, head: Head) -> Route:
+    async def _carry(self, carriage: Carriage) -> None:
+        for attempt in range(1, STALE_ROUTES + 1):
+            route = await self._resolve(carriage)
+            try:
+                match route.target:
+                    case UpstreamTarget(name):
+                        await self._forward_remote(carriage, route, name)
+                    case SlotTarget(name):
+                        await self._attempts.serve(carriage, route, name)
+            except (RouteStale, SlotNotFound):
+                # Also a slot that a reload has removed since: the name may mean another now.
+                if attempt == STALE_ROUTES:
+                    raise
+            else:
+                return
+
+    async def _resolve(self, carriage: Carriage) -> Route:
         record = carriage.record
-        began = trio.current_time()
+        record.phase = "resolving"
+        began, before = trio.current_time(), record.resolve_s or 0.0
         try:
-            route = await self._dispatcher.resolve(head.model, carriage.inbound.path)
+            route = await self._dispatcher.resolve(carriage.head.model, carriage.inbound.path)
         finally:
-            record.resolve_s = trio.current_time() - began
+            record.resolve_s = before + trio.current_time() - began
         record.tier, record.rule, record.cache = route.tier, route.rule, route.cache
         record.target, record.target_model = str(route.target), route.model
+        record.fallback_from = ""
         return route
 
-    async def _with_lease(self, carriage: _Carriage, head: Head, route: Route, slot: str) -> None:
-        inbound, record = carriage.inbound, carriage.record
-        record.phase = "waiting"
-        began = trio.current_time()
-        # Named here, released unconditionally: a grant that arrives as we are
-        # cancelled is given back like any other.
-        lease_id = inbound.id
-        try:
-            lease = await self._slots.acquire(slot, lease_id, model=route.slot_model, wait=inbound.wait)
-            record.wait_s = trio.current_time() - began
-            record.generation = lease.generation
-            if route.generation is not None and route.generation != lease.generation:
-                raise RouteStale(f"slot {slot!r} was restarted since the route was found")
-            await self._forward_local(carriage, head, route, lease)
-        finally:
-            self._slots.release(slot, lease_id)
-
-    # --- forward ------------------------------------------------------------------
-
-    async def _forward_local(self, carriage: _Carriage, head: Head, route: Route, lease: Lease) -> None:
+    async def _forward_remote(self, carriage: Carriage, route: Route, name: str) -> None:
+        """Once only: what an upstream that is not ours has done with a request is not known."""
         inbound = carriage.inbound
         body = inbound.body
-        assembly: Assembly | None = None
-        if inbound.endpoint.body == "json":
-            # What the engine insists on, or what a binding says; else as the client wrote it.
-            bound = route.model if route.model != route.slot_model else ""
-            name = lease.model_name or bound
-            if name and head.model != name:
-                body = set_field(body, "model", _json_string(name))
-            if not head.stream and lease.abilities.nonstream_cancel == "assemble":
-                assembly = plan_assembly(inbound.endpoint.upstream_path, body)
-        transport = LocalTransport(lease.http)
+        if inbound.endpoint.body == "json" and carriage.head.model != route.model:
+            body = set_field(body, "model", msgspec.json.encode(route.model))
         try:
-            if assembly is not None:
-                try:
-                    await self._forward_assembled(carriage, transport, assembly)
-                except NotAssemblable:
-                    # Nothing has been sent yet: let the engine answer by itself.
-                    await self._forward(carriage, transport, body)
-            else:
-                await self._forward(carriage, transport, body)
-        except BrokenUpstream as exc:
-            raise await self._engine_lost(lease, exc) from exc
-
-    async def _engine_lost(self, lease: Lease, exc: BrokenUpstream) -> EngineLost:
-        """The connection broke: find out why from the slot, which may learn of it just after us."""
-        fault = lease.fate.fault
-        if fault is None:
-            with trio.move_on_after(FATE_WAIT_S):
-                fault = await lease.fate.wait()
-        if fault is None:
-            return EngineLost(f"the engine of slot {lease.slot!r} broke off its answer: {exc}")
-        return EngineLost(
-            f"slot {lease.slot!r} lost its engine while it served this request: {fault.message}",
-            details=fault.details(),
-        )
-
-    async def _forward_remote(self, carriage: _Carriage, route: Route, name: str) -> None:
-        inbound = carriage.inbound
-        body = inbound.body
-        if inbound.endpoint.body == "json" and carriage.record.model != route.model:
-            body = set_field(body, "model", _json_string(route.model))
-        try:
-            await self._forward(carriage, self._remote(name), body)
+            with Watch(carriage.policy.stall) as watch:
+                await forward(Outgoing.of(inbound, body), self._remote(name), carriage.answer, watch)
         except BrokenUpstream as exc:
             raise UpstreamUnavailable(f"upstream {name!r} broke off its answer: {exc}") from exc
         except (UpstreamUnavailable, UpstreamTimeout):
             self._dispatcher.report_failure(name)
             raise
-
-    def _target(self, inbound: Inbound) -> bytes:
-        path = inbound.endpoint.upstream_path.encode()
-        return path + b"?" + inbound.query if inbound.query else path
-
-    async def _forward(self, carriage: _Carriage, transport: Transport, body: bytes) -> None:
-        inbound, record = carriage.inbound, carriage.record
-        record.phase = "forwarding"
-        with Watch(self._limits) as watch:
-            async with transport.open(
-                inbound.method, self._target(inbound), for_upstream(inbound.headers), body
-            ) as response:
-                await self._relay(carriage, response, watch)
-
-    async def _relay(self, carriage: _Carriage, response: Response, watch: Watch) -> None:
-        record = carriage.record
-        watch.progressed()
-        if record.first_byte_s is None:
-            record.first_byte_s = record.elapsed()
-        await carriage.start(response.status, for_client(response.headers))
-        if carriage.events:
-            await relay_events(response, carriage.out, watch, record, carriage.usage, carriage.gate)
-        else:
-            await relay_bytes(response, carriage.out, watch, record, carriage.usage)
-
-    async def _forward_assembled(self, carriage: _Carriage, transport: Transport, assembly: Assembly) -> None:
-        """Stream from the engine, answer with one document: see ``exchange.assemble``."""
-        inbound, record = carriage.inbound, carriage.record
-        record.phase = "forwarding"
-        with Watch(self._limits) as watch:
-            async with transport.open(
-                inbound.method, self._target(inbound), for_upstream(inbound.headers), assembly.body
-            ) as response:
-                kind = next((v for k, v in response.headers if k.lower() == b"content-type"), b"")
-                if response.status != 200 or b"text/event-stream" not in kind:
-                    await self._relay(carriage, response, watch)
-                    return
-                record.first_byte_s = record.elapsed()
-                try:
-                    while not assembly.done and (data := await response.receive_some()):
-                        watch.progressed()
-                        assembly.feed(data)
-                    answer = assembly.finish()
-                except NotAssemblable:
-                    raise
-                except AssemblyTooLarge as exc:
-                    raise AnswerTooLarge(f"{exc}; ask for a stream instead") from exc
-                except AssemblyError as exc:
-                    raise BrokenUpstream(str(exc), connected=True, got_bytes=True) from exc
-            watch.pause()
-            length = str(len(answer.body)).encode()
-            await carriage.start(
-                answer.status, [(b"content-type", b"application/json"), (b"content-length", length)]
-            )
-            await carriage.out.send(answer.body)
-            carriage.usage.feed(answer.body)
-            record.bytes_out += len(answer.body)
-
-
-def _json_string(text: str) -> bytes:
-    return msgspec.json.encode(text)

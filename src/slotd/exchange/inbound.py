@@ -23,8 +23,8 @@ MODEL_MAX = 1024
 class Inbound:
     """One client request with its whole body, which the gateway has bounded.
 
-    ``target`` is the path with query as the client sent it; ``headers`` have
-    lower-case names.
+    ``path`` and ``query`` are as the client sent them; ``headers`` have
+    lower-case names. ``key_priority``: that of the client's API key, if it has one.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Inbound:
     body: bytes
     endpoint: Endpoint
     client: str = ""
-    wait: bool = True
+    key_priority: int | None = None
 
 
 class ClientGone(Exception):
@@ -49,12 +49,14 @@ class Outbound(Protocol):
     """
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the response head. Exactly once, before any :meth:`send`."""
+        """Send the response head. Exactly once, before any :meth:`send`; does not wait."""
 
     async def send(self, data: bytes) -> None:
         """Send body bytes, waiting while the client cannot take more.
 
-        Raises :class:`ClientGone` if it takes nothing for ``write_timeout_s``.
+        Cancelled, it has sent all of ``data`` or nothing. May be called by two
+        tasks at a time; they are served in turn. Raises :class:`ClientGone` if
+        the client takes nothing for ``write_timeout_s``.
         """
 
 

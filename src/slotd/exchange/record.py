@@ -10,6 +10,8 @@ from typing import Any
 
 import trio
 
+from slotd.errors import RequestCancelled, SlotdError
+
 __all__ = ["RecordBook", "RequestRecord", "UsageTail"]
 
 
@@ -18,8 +20,13 @@ class RequestRecord:
     """A request's record, filled as it goes along; only its exchange writes to it.
 
     Times ending in ``_s`` are seconds; ``began`` is on trio's clock,
-    ``began_unix`` on the wall. ``outcome`` is ``live`` until the end, then
-    ``ok``, ``error`` or ``client_gone``.
+    ``began_unix`` on the wall; ``wait_s`` is all the waiting for slots.
+    ``outcome`` is ``live`` until the end, then ``ok``, ``error`` or ``client_gone``.
+    ``replays``: how often it was sent again after its engine was lost.
+    ``fallback_from``: the slot in whose place another answered;
+    ``fallback_error``: why, if that slot refused (an error's code).
+
+    ``cause``: what a request that is ended from outside is answered with.
     """
 
     id: str
@@ -48,6 +55,10 @@ class RequestRecord:
     bytes_in: int = 0
     bytes_out: int = 0
     replays: int = 0
+    priority: int = 0
+    fallback_from: str = ""
+    fallback_error: str | None = None
+    cause: SlotdError | None = field(default=None, repr=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope, repr=False)
 
     def elapsed(self) -> float:
@@ -81,6 +92,9 @@ class RequestRecord:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "replays": self.replays,
+            "priority": self.priority,
+            "fallback_from": self.fallback_from or None,
+            "fallback_error": self.fallback_error,
         }
 
 
@@ -95,9 +109,12 @@ class RecordBook:
         self._live: dict[str, RequestRecord] = {}
         self._recent: deque[RequestRecord] = deque(maxlen=keep)
         self._on_finish = on_finish
+        self._ended: SlotdError | None = None
 
     def open(self, record: RequestRecord) -> None:
         self._live[record.id] = record
+        if self._ended is not None:
+            self._end(record, self._ended)
 
     def close(self, record: RequestRecord) -> None:
         """The request has ended. Idempotent."""
@@ -126,9 +143,20 @@ class RecordBook:
         record = self._live.get(id)
         if record is None:
             return False
-        record.error = "request.cancelled"
-        record.scope.cancel()
+        self._end(record, RequestCancelled("an operator cancelled this request"))
         return True
+
+    def end_all(self, cause: SlotdError) -> int:
+        """End every request, also those to come, with ``cause`` for its answer; returns how many live."""
+        self._ended = cause
+        for record in self._live.values():
+            self._end(record, cause)
+        return len(self._live)
+
+    def _end(self, record: RequestRecord, cause: SlotdError) -> None:
+        if record.cause is None:
+            record.cause = cause
+        record.scope.cancel()
 
 
 class UsageTail:

@@ -9,7 +9,7 @@ import msgspec
 
 from slotd.errors import SlotdError
 
-__all__ = ["envelope", "error_response", "sse_error"]
+__all__ = ["Dialect", "envelope", "error_response", "sse_comment", "sse_error"]
 
 Dialect = Literal["openai", "anthropic"]
 
@@ -58,6 +58,17 @@ def error_response(
 
 
 def sse_error(error: SlotdError, dialect: Dialect = "openai") -> bytes:
-    """The error as the last event of a stream, in the shape that the official clients raise on."""
-    body = msgspec.json.encode(envelope(error, dialect), enc_hook=str)
-    return b"event: error\ndata: " + body + b"\n\n"
+    """The error as the last event of a stream, in the shape that the official clients raise on.
+
+    ``Retry-After`` cannot be a header any more: it is in the details.
+    """
+    document = envelope(error, dialect)
+    if error.retry_after_s is not None:
+        seconds = max(1, math.ceil(error.retry_after_s))
+        document["error"]["details"] = {**error.details, "retry_after_s": seconds}
+    return b"event: error\ndata: " + msgspec.json.encode(document, enc_hook=str) + b"\n\n"
+
+
+def sse_comment(text: str) -> bytes:
+    """A line that readers of a stream ignore, as a frame of its own."""
+    return f": slotd: {' '.join(text.split())}\n\n".encode("utf-8", "replace")

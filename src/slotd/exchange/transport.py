@@ -22,15 +22,13 @@ __all__ = ["BrokenUpstream", "LocalTransport", "Remote", "RemoteTransport", "Res
 class BrokenUpstream(Exception):
     """The upstream refused, broke off, or answered something that is not HTTP.
 
-    ``connected`` is False when not even a connection came about;
-    ``got_bytes`` tells whether any of the response had arrived. For the
-    exchange only: it says what to do, and turns it into a typed error.
+    ``nonsense``: it spoke, and will hardly make more sense when asked again.
+    For the exchange only: it says what to do, and turns it into a typed error.
     """
 
-    def __init__(self, message: str, *, connected: bool, got_bytes: bool) -> None:
+    def __init__(self, message: str, *, nonsense: bool = False) -> None:
         super().__init__(message)
-        self.connected = connected
-        self.got_bytes = got_bytes
+        self.nonsense = nonsense
 
 
 class Response(Protocol):
@@ -68,8 +66,10 @@ class _LocalResponse:
     async def receive_some(self) -> bytes:
         try:
             data: bytes = await self._receive()
-        except (UpstreamBroken, BadResponse) as exc:
-            raise BrokenUpstream(str(exc) or type(exc).__name__, connected=True, got_bytes=True) from exc
+        except UpstreamBroken as exc:
+            raise BrokenUpstream(str(exc)) from exc
+        except BadResponse as exc:
+            raise BrokenUpstream(str(exc), nonsense=True) from exc
         return data
 
 
@@ -86,11 +86,11 @@ class LocalTransport:
         try:
             response = await self._pool.request(method.encode(), target, headers, body)
         except ConnectFailed as exc:
-            raise BrokenUpstream(f"no connection: {exc}", connected=False, got_bytes=False) from exc
+            raise BrokenUpstream(f"no connection: {exc}") from exc
         except UpstreamBroken as exc:
-            raise BrokenUpstream(str(exc), connected=True, got_bytes=exc.bytes_received) from exc
+            raise BrokenUpstream(str(exc)) from exc
         except BadResponse as exc:
-            raise BrokenUpstream(str(exc), connected=True, got_bytes=True) from exc
+            raise BrokenUpstream(str(exc), nonsense=True) from exc
         try:
             yield _LocalResponse(response, response.status, response.headers)
         finally:
@@ -119,7 +119,7 @@ class _RemoteResponse:
                 if chunk:
                     return chunk
         except httpx.HTTPError as exc:
-            raise BrokenUpstream(str(exc) or type(exc).__name__, connected=True, got_bytes=True) from exc
+            raise BrokenUpstream(str(exc) or type(exc).__name__) from exc
         return b""
 
     async def unwind(self) -> None:

@@ -1,0 +1,124 @@
+"""What the client gets: one head, then whole frames or one document, then perhaps an error."""
+
+from __future__ import annotations
+
+from slotd.errors import SlotdError
+from slotd.exchange.frames import FrameGate
+from slotd.exchange.inbound import Headers, Outbound
+from slotd.exchange.record import RequestRecord, UsageTail
+from slotd.exchange.render import Dialect, error_response, sse_comment, sse_error
+
+__all__ = ["EVENTS", "Answer", "is_events", "trace_headers"]
+
+EVENTS = (b"content-type", b"text/event-stream")
+
+
+def is_events(headers: Headers) -> bool:
+    """Whether these (lower-case) headers announce an event stream."""
+    return any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
+
+
+class Answer:
+    """The client's side of one request, and how far it has come.
+
+    ``started``: a head has gone out. ``begun``: so has something of the answer
+    itself, and from then on it can only go on or end; comments are no part of
+    it. ``gate`` and ``usage`` belong to the upstream's answer that is being
+    relayed; :meth:`renew` makes them new for another one.
+
+    Whatever is sent to a stream is whole frames, so comments may come from
+    another task than the answer: each is sent wholly or not at all.
+    """
+
+    def __init__(self, out: Outbound, record: RequestRecord, dialect: Dialect) -> None:
+        self._out = out
+        self.dialect = dialect
+        self._length: int | None = None
+        self.record = record
+        self.started = False
+        self.begun = False
+        self.events = False
+        self.gate = FrameGate()
+        self.usage = UsageTail()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the client has got the whole answer."""
+        if not self.begun:
+            return False
+        return self.usage.ended() if self.events else self.record.bytes_out == self._length
+
+    def renew(self) -> None:
+        """Nothing of an upstream's answer has been sent, and what was held back of it is void."""
+        assert not self.begun
+        self.gate, self.usage = FrameGate(), UsageTail()
+        self.record.first_byte_s = None
+
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head of the upstream's answer. After comments only an event stream may begin, without it."""
+        self.begun = True
+        self.record.phase = "answering"
+        if self.started:
+            assert is_events(headers)
+            return
+        self._length = next((int(v) for k, v in headers if k == b"content-length" and v.isdigit()), None)
+        await self._start(status, headers)
+
+    async def comment(self, text: str) -> None:
+        """Tell a waiting client of a stream something. Nothing happens once the answer has begun."""
+        if self.begun:
+            return
+        if not self.started:
+            await self._start(200, [EVENTS, (b"cache-control", b"no-cache")])
+        await self._out.send(sse_comment(text))
+
+    async def send(self, data: bytes) -> None:
+        """Bytes of the answer; of a stream, whole frames."""
+        await self._out.send(data)
+        self.usage.feed(data)
+        self.record.bytes_out += len(data)
+
+    async def refuse(self, frame: bytes) -> None:
+        """In the place of an answer to a stream that has only had comments: one event that is an error."""
+        self.begun = True
+        await self._out.send(frame)
+
+    async def fail(self, error: SlotdError) -> None:
+        """End with ``error``: a response of its own, or the last event of a stream.
+
+        Raises it where nothing well-formed can follow, for the adapter to break
+        the connection off.
+        """
+        self.record.outcome, self.record.error = "error", error.code
+        if not self.started:
+            status, headers, body = error_response(error, self.dialect)
+            await self._start(status, headers)
+            await self._out.send(body)
+        elif self.events and self.gate.clean:
+            await self._out.send(sse_error(error, self.dialect))
+        else:
+            raise error
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.record.status = status
+        self.events = is_events(headers)
+        self.started = True
+        await self._out.start(status, [*headers, *trace_headers(self.record)])
+
+
+def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    """Who answered, and where the time before the first byte went."""
+    found = [(b"x-request-id", record.id.encode())]
+    if record.target:
+        route = f"{record.target}; tier={record.tier}; rule={record.rule}"
+        if record.fallback_from:
+            route += f"; fallback-for={record.fallback_from}"
+        found.append((b"x-slotd-route", route.encode("ascii", "replace")))
+    parts = [
+        f"{name};dur={seconds * 1000:.1f}"
+        for name, seconds in (("resolve", record.resolve_s), ("wait", record.wait_s))
+        if seconds is not None
+    ]
+    parts.append(f"total;dur={record.elapsed() * 1000:.1f}")
+    found.append((b"server-timing", ", ".join(parts).encode()))
+    return found

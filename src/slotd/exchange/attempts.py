@@ -1,0 +1,164 @@
+"""A request served by a slot: leased, sent, and sent again if its engine is lost before it has answered."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+import structlog
+import trio
+
+from slotd.dispatch import Route
+from slotd.errors import EngineLost, RouteStale, SlotQueueTimeout, StreamStalled
+from slotd.events import EventBus, types
+from slotd.exchange.assemble import NotAssemblable, plan_assembly, set_field
+from slotd.exchange.carriage import Carriage
+from slotd.exchange.claims import Claims
+from slotd.exchange.fallback import model_for
+from slotd.exchange.forward import Outgoing, forward, forward_assembled
+from slotd.exchange.race import first_of
+from slotd.exchange.stall import TOTAL, Watch
+from slotd.exchange.transport import BrokenUpstream, LocalTransport
+from slotd.slot.lease import Lease
+from slotd.slot.manager import SlotManager
+
+__all__ = ["Attempts"]
+
+log = structlog.get_logger("slotd")
+
+FATE_WAIT_S = 0.25
+"""How long to wait for the slot's word on why a connection broke."""
+
+
+class _Lost(Exception):
+    """The engine is lost, by ``error``. ``again``: a fresh one may do better."""
+
+    def __init__(self, error: EngineLost, *, again: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.again = again
+
+
+class Attempts:
+    """Serves requests by slots. Owns nothing; one object serves all."""
+
+    def __init__(self, slots: SlotManager, bus: EventBus) -> None:
+        self._slots = slots
+        self._bus = bus
+
+    async def serve(self, carriage: Carriage, route: Route, slot: str) -> None:
+        """Answer the request by ``slot``, or by a slot that stands in for it.
+
+        An engine that dies, refuses or breaks off while nothing of the answer
+        has gone to the client costs the client nothing but time: the request
+        goes back to the slot with its first arrival, so that it is served next,
+        at most ``max_replays`` times and within its deadline. It begins from
+        nothing each time. Raises the slot's refusals, :class:`EngineLost`,
+        :class:`StreamStalled` and :class:`AnswerTooLarge`.
+        """
+        claims = Claims(self._slots, carriage)
+        lost: EngineLost | None = None
+        began: float | None = None
+        try:
+            while True:
+                try:
+                    lease = await claims.claim(slot, route.slot_model)
+                except SlotQueueTimeout as late:
+                    # For one that has lost its engine, that is what happened.
+                    raise late if lost is None else lost from late
+                if lost is None and route.generation not in (None, lease.generation):
+                    raise RouteStale(f"slot {slot!r} was restarted since the route was found")
+                began = trio.current_time() if began is None else began
+                try:
+                    return await self._attempt(carriage, route, lease, began)
+                except _Lost as gone:
+                    lost = gone.error
+                    if not self._goes_again(carriage, gone):
+                        raise lost from gone.__cause__
+                claims.release()
+                self._note_replay(carriage, lease, lost)
+        finally:
+            claims.release()
+
+    def _goes_again(self, carriage: Carriage, gone: _Lost) -> bool:
+        left = carriage.policy.max_replays - carriage.record.replays
+        return gone.again and not carriage.answer.begun and left > 0
+
+    def _note_replay(self, carriage: Carriage, lease: Lease, lost: EngineLost) -> None:
+        record = carriage.record
+        record.replays += 1
+        carriage.answer.renew()
+        data = {
+            "id": record.id,
+            "generation": lease.generation,
+            "reason": lost.details.get("reason"),
+            "message": lost.message,
+            "replays": record.replays,
+        }
+        self._bus.publish(types.REQUEST_REPLAYED, data, slot=lease.slot)
+
+    async def _attempt(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+        """Send it once. A client that has been told something while it waited is told more."""
+        send = partial(self._send, carriage, route, lease, began)
+        heartbeat = carriage.heartbeat
+        if heartbeat is None or not (carriage.answer.started or carriage.record.replays):
+            await send()
+            return
+        place = carriage.record.fallback_from
+        who = f"{lease.slot}, in place of {place}," if place else lease.slot
+        await first_of(send, partial(heartbeat.beat, lambda: f"{who} is working on it"))
+
+    async def _send(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+        inbound, answer = carriage.inbound, carriage.answer
+        outgoing = Outgoing.of(inbound, self._body(carriage, route, lease))
+        assembly = None
+        if (
+            inbound.endpoint.body == "json"
+            and not carriage.head.stream
+            and lease.abilities.nonstream_cancel == "assemble"
+        ):
+            assembly = plan_assembly(inbound.endpoint.upstream_path, outgoing.body)
+        transport = LocalTransport(lease.http)
+        try:
+            if assembly is not None:
+                try:
+                    with Watch(carriage.policy.stall, began) as watch:
+                        await forward_assembled(outgoing, assembly, transport, answer, watch)
+                    return
+                except NotAssemblable:
+                    pass  # nothing has been sent yet: let the engine answer by itself
+            with Watch(carriage.policy.stall, began) as watch:
+                await forward(outgoing, transport, answer, watch)
+        except BrokenUpstream as exc:
+            raise _Lost(await self._engine_lost(lease, exc), again=not exc.nonsense) from exc
+        except StreamStalled as stalled:
+            if stalled.details.get("limit") != TOTAL:
+                self._slots.stalled(lease.slot, lease.id)
+            raise
+
+    def _body(self, carriage: Carriage, route: Route, lease: Lease) -> bytes:
+        """The body with the model's name as the engine needs it, else as the client wrote it."""
+        inbound, asked = carriage.inbound, carriage.head.model
+        if inbound.endpoint.body != "json":
+            return inbound.body
+        name = lease.model_name
+        if not name and carriage.record.fallback_from:
+            name = model_for(asked, self._slots.snapshot(lease.slot).models, lease.model)
+        elif not name and route.model != route.slot_model:
+            name = route.model  # what a binding says
+        if not name or asked == name:
+            return inbound.body
+        return set_field(inbound.body, "model", msgspec.json.encode(name))
+
+    async def _engine_lost(self, lease: Lease, exc: BrokenUpstream) -> EngineLost:
+        """The connection broke: find out why from the slot, which may learn of it just after us."""
+        fault = lease.fate.fault
+        if fault is None:
+            with trio.move_on_after(FATE_WAIT_S):
+                fault = await lease.fate.wait()
+        if fault is None:
+            return EngineLost(f"the engine of slot {lease.slot!r} broke off its answer: {exc}")
+        return EngineLost(
+            f"slot {lease.slot!r} lost its engine while it served this request: {fault.message}",
+            details=fault.details(),
+        )

@@ -1,0 +1,148 @@
+"""From a slot's name to a lease: on the slot, or on one that answers in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from slotd.errors import SlotdError, SlotLoading
+from slotd.exchange.carriage import Carriage
+from slotd.exchange.fallback import calls_for_fallback, can_answer_now
+from slotd.exchange.heartbeat import what_it_waits_for
+from slotd.exchange.policy import NO_FALLBACKS
+from slotd.exchange.race import first_of
+from slotd.slot.lease import Lease
+from slotd.slot.manager import SlotManager
+
+__all__ = ["Claims"]
+
+
+class Claims:
+    """All the leases that one request has asked for, granted or not.
+
+    Each is named before it is asked for and noted here, so that whoever made
+    this gives back everything by :meth:`release`, in a ``finally`` and without
+    waiting, whatever became of the asking.
+    """
+
+    def __init__(self, slots: SlotManager, carriage: Carriage) -> None:
+        self._slots = slots
+        self._carriage = carriage
+        self._open: dict[str, str] = {}  # name of a lease → slot
+        self._named = 0
+        self._patience_ends = math.inf
+
+    def release(self, keep: Lease | None = None, *, keep_load: bool = False) -> None:
+        """Give back or withdraw everything but ``keep``. Idempotent; never waits.
+
+        ``keep_load``: loads that were waited for go on.
+        """
+        for id, slot in tuple(self._open.items()):
+            if keep is None or id != keep.id:
+                del self._open[id]
+                self._slots.release(slot, id, keep_load=keep_load)
+
+    async def claim(self, slot: str, model: str) -> Lease:
+        """A lease on ``slot`` while it serves ``model``, or on one of its fallbacks.
+
+        Waits as long as the slot's queue lets it and the client is ready to
+        (``X-Slotd-Wait``); a client of a stream hears comments meanwhile. A
+        fallback takes over when it can answer at once and this has waited for
+        ``fallback_after_s``, or when the slot refuses because it cannot. Raises
+        the slot's refusal.
+        """
+        record, wishes = self._carriage.record, self._carriage.wishes
+        plan = self._carriage.policy.fallbacks.get(slot, NO_FALLBACKS)
+        # Some may have been removed since the request began.
+        fallbacks = tuple(name for name in plan.slots if name in self._slots.names())
+        began, before = trio.current_time(), record.wait_s or 0.0
+        record.phase, record.fallback_error = "waiting", None
+        if wishes.wait_s is not None:
+            self._patience_ends = began + wishes.wait_s - before
+        try:
+            lease = await self._claim(slot, model, fallbacks, record.began + plan.after_s)
+        finally:
+            record.wait_s = before + trio.current_time() - began
+        self._carriage.routed_to(lease, slot)
+        return lease
+
+    async def _claim(self, slot: str, model: str, fallbacks: tuple[str, ...], after: float) -> Lease:
+        try:
+            return await self._patiently(slot, model, fallbacks, after)
+        except SlotdError as refusal:
+            if not fallbacks or not calls_for_fallback(refusal):
+                raise
+            self._carriage.record.fallback_error = refusal.code
+            if (lease := await self._at_once(fallbacks)) is not None:
+                return lease
+            if isinstance(refusal, SlotLoading):
+                raise
+            for fallback in fallbacks:
+                try:
+                    return await self._patiently(fallback, "", fallbacks, after)
+                except SlotdError:
+                    continue  # what the slot itself said is the answer
+            raise
+
+    async def _patiently(self, slot: str, model: str, others: tuple[str, ...], after: float) -> Lease:
+        """Wait for the slot, or one of the ``others`` from ``after`` on, while the client is ready to."""
+        if self._patience_ends > trio.current_time():
+            with trio.move_on_at(self._patience_ends):
+                lease = await self._wait(slot, model, others, after)
+                # A load that this one has waited for is still wanted.
+                self.release(lease, keep_load=True)
+                return lease
+            # Nor is it in vain now: the client will come back.
+            self.release(keep_load=True)
+        return await self._ask(slot, model, wait=False)
+
+    async def _wait(self, slot: str, model: str, others: tuple[str, ...], after: float) -> Lease:
+        waits: list[Callable[[], Awaitable[Lease]]] = [partial(self._ask, slot, model, wait=True)]
+        if others:
+            waits.append(partial(self._any_at_once, slot, others, after))
+        heartbeat = self._carriage.heartbeat
+        if heartbeat is not None:
+            waits.append(partial(heartbeat.beat, lambda: what_it_waits_for(self._slots.snapshot(slot))))
+        return await (first_of(*waits) if len(waits) > 1 else waits[0]())
+
+    async def _any_at_once(self, slot: str, others: tuple[str, ...], after: float) -> Lease:
+        """From ``after`` on, a lease of the first of ``others`` that gives one at once."""
+        await trio.sleep_until(after)
+        others = tuple(name for name in others if name != slot)
+        cells = [self._slots.cell(name) for name in (slot, *others)]
+        while True:
+            seen = [cell.version for cell in cells]
+            # One that can answer at once itself is just about to.
+            if not can_answer_now(cells[0].value) and (lease := await self._at_once(others)) is not None:
+                return lease
+            changes = [partial(cell.wait_change, at) for cell, at in zip(cells, seen, strict=True)]
+            await first_of(*changes)
+
+    async def _at_once(self, names: tuple[str, ...]) -> Lease | None:
+        for name in names:
+            try:
+                if can_answer_now(self._slots.snapshot(name)):
+                    return await self._ask(name, "", wait=False)
+            except SlotdError:
+                continue  # it was not so, is so no more, or has been removed
+        return None
+
+    async def _ask(self, slot: str, model: str, *, wait: bool) -> Lease:
+        # A name of its own for each: a grant that an asker has left makes the
+        # slot take that lease back, at a time of its own.
+        self._named += 1
+        record = self._carriage.record
+        id = record.id if self._named == 1 else f"{record.id}#{self._named}"
+        self._open[id] = slot
+        return await self._slots.acquire(
+            slot,
+            id,
+            model=model,
+            wait=wait,
+            since=record.began,
+            priority=record.priority,
+            replay=record.replays > 0,
+        )

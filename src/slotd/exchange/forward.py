@@ -1,0 +1,107 @@
+"""One request sent to one upstream once, and its answer relayed or put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slotd.errors import AnswerTooLarge
+from slotd.exchange.answer import Answer, is_events
+from slotd.exchange.assemble import (
+    Assembly,
+    AssemblyError,
+    AssemblyTooLarge,
+    IncompleteStream,
+    NotAssemblable,
+)
+from slotd.exchange.engine_errors import SHOWN_BYTES, as_event
+from slotd.exchange.headers import for_client, for_upstream
+from slotd.exchange.inbound import Inbound
+from slotd.exchange.relay import relay_bytes, relay_events
+from slotd.exchange.stall import Watch
+from slotd.exchange.transport import BrokenUpstream, Response, Transport
+
+__all__ = ["Outgoing", "forward", "forward_assembled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request as an upstream gets it."""
+
+    method: str
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    @classmethod
+    def of(cls, inbound: Inbound, body: bytes) -> Outgoing:
+        """The client's request with this body."""
+        path = inbound.endpoint.upstream_path.encode()
+        target = path + b"?" + inbound.query if inbound.query else path
+        return cls(inbound.method, target, for_upstream(inbound.headers), body)
+
+
+async def forward(outgoing: Outgoing, transport: Transport, answer: Answer, watch: Watch) -> None:
+    """Send it and relay what comes. Raises :class:`BrokenUpstream`."""
+    answer.record.phase = "forwarding"
+    async with transport.open(outgoing.method, outgoing.target, outgoing.headers, outgoing.body) as response:
+        await _relay(response, answer, watch)
+
+
+async def forward_assembled(
+    outgoing: Outgoing, assembly: Assembly, transport: Transport, answer: Answer, watch: Watch
+) -> None:
+    """Stream from the upstream, answer with one document: see :mod:`slotd.exchange.assemble`.
+
+    Raises :class:`NotAssemblable`, with nothing sent, where only the upstream's
+    own document will do, and :class:`BrokenUpstream`.
+    """
+    record = answer.record
+    record.phase = "forwarding"
+    async with transport.open(outgoing.method, outgoing.target, outgoing.headers, assembly.body) as response:
+        if response.status != 200 or not is_events(for_client(response.headers)):
+            await _relay(response, answer, watch)
+            return
+        _first_byte(answer, watch)
+        try:
+            while not assembly.done and (data := await response.receive_some()):
+                watch.progressed()
+                assembly.feed(data)
+            document = assembly.finish()
+        except NotAssemblable:
+            raise
+        except AssemblyTooLarge as exc:
+            raise AnswerTooLarge(f"{exc}; ask for a stream instead") from exc
+        except AssemblyError as exc:
+            raise BrokenUpstream(str(exc), nonsense=not isinstance(exc, IncompleteStream)) from exc
+    watch.pause()
+    length = str(len(document.body)).encode()
+    await answer.begin(document.status, [(b"content-type", b"application/json"), (b"content-length", length)])
+    await answer.send(document.body)
+
+
+async def _relay(response: Response, answer: Answer, watch: Watch) -> None:
+    _first_byte(answer, watch)
+    events = is_events(for_client(response.headers))
+    if answer.started and not (response.status == 200 and events):
+        await _refuse(response, answer, watch)
+    elif events:
+        await relay_events(response, answer, watch)
+    else:
+        await relay_bytes(response, answer, watch)
+
+
+def _first_byte(answer: Answer, watch: Watch) -> None:
+    watch.progressed()
+    if answer.record.first_byte_s is None:
+        answer.record.first_byte_s = answer.record.elapsed()
+
+
+async def _refuse(response: Response, answer: Answer, watch: Watch) -> None:
+    """A stream has begun, and its head cannot be taken back: tell in it what the upstream says."""
+    body = b""
+    while len(body) < SHOWN_BYTES and (data := await response.receive_some()):
+        watch.progressed()
+        body += data
+    watch.pause()
+    answer.record.error = "engine.error"
+    await answer.refuse(as_event(response.status, body[:SHOWN_BYTES], answer.dialect))
