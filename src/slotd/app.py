@@ -3,7 +3,8 @@
 Nesting is the stop order. Each layer's nursery lies inside the one it depends
 on, so that what asks is gone before what answers::
 
-    guardian, model store, arbiter  kill leftovers; downloads; memory and devices
+    journal, guardian,              what happened; kill leftovers;
+    model store, arbiter            downloads; memory and devices
     └── slots (supervisor)          one actor per slot, with its engine
         └── dispatcher (supervisor) routes; beside it the reloader of the configuration
             └── gateway             hypercorn and Quart
@@ -45,6 +46,8 @@ from slotd.gateway.metrics import Metrics
 from slotd.gateway.server import Stopping, bind, run_server
 from slotd.gateway.services import Services
 from slotd.gateway.uploads import Uploads
+from slotd.journal.desired import DesiredState
+from slotd.journal.journal import Journal
 from slotd.model.store import ModelStore
 from slotd.process.guardian import Guardian
 from slotd.process.identity import Ledger, run_marker, sweep_leftovers
@@ -61,6 +64,9 @@ __all__ = ["Slotd", "StopSummary"]
 log = structlog.get_logger("slotd")
 
 MakeBackend = Callable[[LoadedConfig, SlotConfig], Backend]
+
+SAVE_S = 1.0
+"""A disk that takes longer at the end costs what was learned in the last seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,16 @@ class Slotd:
         server = loaded.config.server
         self.run_id = uuid.uuid4().hex
         self.bus = EventBus(server.event_buffer)
+        kept = loaded.config.journal
+        self.journal = Journal(
+            loaded.state_dir / "journal.sqlite3",
+            kept.max_events,
+            kept.max_requests,
+            kept.queue,
+            self.bus,
+            self.run_id,
+        )
+        self._desired = DesiredState(loaded.state_dir / "desired.json", self.bus, self._configured_model)
         self._footprints = Footprints(loaded.state_dir / "footprints.json")
         self.arbiter = Arbiter(
             memory_limits(loaded.config), self.bus, footprints=self._footprints, measure=Meter().read
@@ -153,7 +169,12 @@ class Slotd:
 
         self._add_slots(backend)
         async with trio.open_nursery() as base:
+            # First in, so that it has seen all; its last writing outlives what ends with it.
+            await base.start(self.journal.run)
             base.start_soon(self._narrate)
+            if self.config.server.restore:
+                await self._desired.load(self.config.slots)
+            await base.start(self._desired.run)
             await base.start(guardian.run)
             await base.start(store.run)
             await self._footprints.load()
@@ -162,6 +183,8 @@ class Slotd:
             self._supervisor.start(ChildSpec("arbiter", self.arbiter.run))
             await self.arbiter.mailbox.wait_open()
             summary = await self._run_slots(state, sock, backend, task_status)
+            with trio.move_on_after(SAVE_S):
+                await self._footprints.save()
             base.cancel_scope.cancel()
         return summary
 
@@ -180,8 +203,11 @@ class Slotd:
     ) -> StopSummary:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.slots.run)
+            wanted = self._desired.slots
             for slot in self.config.slots.values():
-                if slot.autoload:
+                if slot.name in wanted:
+                    nursery.start_soon(self._restore, slot.name, wanted[slot.name])
+                elif slot.autoload:
                     nursery.start_soon(self._autoload, slot.name)
             async with new_client() as client:
                 await self._run_dispatcher(state, client, sock, backend, task_status)
@@ -194,6 +220,22 @@ class Slotd:
             await self.slots.load(name)
         except SlotdError as error:
             log.warning("autoload failed", slot=name, code=error.code, error=error.message)
+
+    async def _restore(self, name: str, model: str) -> None:
+        """Load what was loaded when slotd last ended; ``model``: what it was swapped to, if it was."""
+        try:
+            if model and model in self.config.models:
+                await self.slots.swap(name, model)
+            else:
+                await self.slots.load(name)
+        except SlotdError as error:
+            log.warning(
+                "what was loaded before could not be", slot=name, code=error.code, error=error.message
+            )
+
+    def _configured_model(self, name: str) -> str | None:
+        slot = self.config.slots.get(name)
+        return None if slot is None else slot.model
 
     async def _stop_slots(self) -> tuple[str, ...]:
         """Stop every engine, in parallel, within the slots' own bounds; the names of those that stayed."""
@@ -265,6 +307,7 @@ class Slotd:
             exchange=exchange,
             records=self.records,
             bus=self.bus,
+            journal=self.journal,
             metrics=self.metrics,
             uploads=Uploads(),
             run_id=self.run_id,
@@ -313,7 +356,7 @@ class Slotd:
 
     async def _narrate(self) -> None:
         """Tell the log what happened, for whoever watches the console."""
-        with self.bus.subscribe(max_buffered=self.config.server.event_buffer) as events:
+        with self.bus.subscribe(max_buffered=self.config.server.event_buffer, lasting=True) as events:
             async for event in events:
                 if isinstance(event, Gap):
                     continue

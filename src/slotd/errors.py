@@ -24,6 +24,7 @@ __all__ = [
     "GpuExclusive",
     "IllegalTransition",
     "InvalidJson",
+    "JournalUnavailable",
     "ModelMissing",
     "NoRouteFound",
     "OutOfMemory",
@@ -112,6 +113,13 @@ class RequestNotFound(SlotdError):
     code = "request.not_found"
     status = 404
     type = "invalid_request_error"
+
+
+class JournalUnavailable(SlotdError):
+    """What is kept of the past cannot be read now (management surface)."""
+
+    code = "journal.unavailable"
+    status = 503
 
 
 class RequestCancelled(SlotdError):
@@ -286,7 +294,7 @@ class EngineLost(SlotdError):
 
 
 class EngineError(SlotdError):
-    """The engine answered with something that its client cannot be given as it is. ``details``: ``status``."""
+    """The engine's answer is nothing that its client could be given as it is. ``details``: ``status``."""
 
     code = "engine.error"
     status = 502

@@ -160,7 +160,7 @@ def test_routes_and_explain(server: SlotdProcess) -> None:
     routes = slotd("routes", url=server.url)
     assert routes.returncode == 0, routes.stderr
     assert "gpt-x" in routes.stdout
-    explained = json.loads(slotd("explain", "gpt-x", url=server.url).stdout)
+    explained = json.loads(slotd("explain", "gpt-x", "--json", url=server.url).stdout)
     assert "slot:chat" in json.dumps(explained)
     unknown = slotd("explain", "gpt-y", url=server.url)
     assert "dispatch.no_route" in unknown.stdout + unknown.stderr
@@ -173,7 +173,7 @@ def test_logs_and_events(server: SlotdProcess) -> None:
     assert "fake engine listening" in logs.stdout
     events = slotd("events", url=server.url)
     assert events.returncode == 0, events.stderr
-    assert "slot.transition chat from=offline to=starting" in events.stdout
+    assert "slot.transition chat offline -> starting" in events.stdout
 
 
 # --- the process -------------------------------------------------------------------------

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import httpx
 import trio
 
+from slotd.actor import Snapshot
+from slotd.arbiter.actor import Arbiter
+from slotd.arbiter.footprints import Footprints
+from slotd.arbiter.meter import Meter
+from slotd.arbiter.room import Limits
 from slotd.config import parse_config
+from slotd.config.reread import Reading
+from slotd.errors import ConfigInvalid
 from slotd.events import EventBus
 from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.record import RecordBook
 from slotd.gateway.app import build_app
 from slotd.gateway.metrics import Metrics
-from slotd.gateway.server import bind, run_server
+from slotd.gateway.server import Stopping, bind, run_server
 from slotd.gateway.services import Services
+from slotd.gateway.uploads import Uploads
+from slotd.journal.journal import Journal
+from slotd.settings import Settings
 from slotd.slot.manager import SlotManager
 
 Behaviour = Callable[[Inbound, Outbound], Awaitable[None]]
@@ -57,35 +70,43 @@ async def with_gateway(
     test: Callable[[Gateway], Awaitable[None]],
     behave: Behaviour,
     *,
-    keys: frozenset[str] = frozenset(),
+    keys: Mapping[str, int | None] = MappingProxyType({}),
     server: str = "",
     tmp_path: Any = None,
 ) -> None:
     """Run ``test`` against a gateway in this process; it is stopped afterwards."""
-    config = parse_config(f"[server]\nport = 0\n{server}", "test", tmp_path, env={}).config
+    loaded = parse_config(f"[server]\nport = 0\n{server}", "test", tmp_path, env={})
     bus = EventBus(100)
     slots = SlotManager(bus)
     records = RecordBook(10, lambda record: None)
     behind = Behind(behave)
+    settings = Snapshot(replace(Settings.of(loaded), api_keys=keys))
+
+    async def reload() -> Reading:
+        raise ConfigInvalid("test", ["no file"])
+
     services = Services(
-        config=config,
-        api_keys=keys,
+        settings=settings,
+        reload=reload,
         slots=slots,
+        arbiter=Arbiter(Limits(), bus, footprints=Footprints(Path(os.devnull)), measure=Meter().read),
         dispatcher=cast(Any, behind),
         exchange=cast(Any, behind),
         records=records,
         bus=bus,
+        journal=Journal(Path(":memory:"), 10, 10, 10, bus, "0123456789"),
         metrics=Metrics(slots.snapshots, lambda: records.live_count),
+        uploads=Uploads(),
         run_id="0123456789",
         started_unix=0.0,
         version="test",
     )
-    sock = bind(config.server)
+    sock = bind(loaded.config.server)
     port = sock.getsockname()[1]
     stop = trio.Event()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            await nursery.start(run_server, build_app(services), sock, config.server, stop.wait)
+            await nursery.start(run_server, build_app(services), sock, settings, Stopping(stop.wait))
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 await test(Gateway(client, port, behind, services))
             stop.set()

@@ -33,11 +33,11 @@ async def test_the_exchange_gets_the_request_as_it_came(tmp_path: Path) -> None:
         assert answer.json() == {"echo": {}}
         (seen,) = gateway.behind.seen
         assert (seen.method, seen.path, seen.query, seen.body) == ("POST", CHAT, b"a=b&c=%20", b"{}")
-        assert not seen.wait
+        assert (b"x-slotd-wait", b"0") in seen.headers
+        assert seen.key_priority is None
         assert (b"x-some", b"Thing") in seen.headers
         again = await gateway.client.post(CHAT, content=b"1")
         assert again.json() == {"echo": 1}
-        assert gateway.behind.seen[1].wait
         assert gateway.behind.seen[1].id != seen.id
 
     await with_gateway(test, fine, tmp_path=tmp_path)
@@ -197,7 +197,7 @@ async def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
         assert (await post(CHAT, content=b"{}", headers=good)).status_code == 200
         assert (await get("/metrics", headers=good)).status_code == 200
 
-    await with_gateway(test, fine, keys=frozenset({"yes"}), tmp_path=tmp_path)
+    await with_gateway(test, fine, keys={"yes": 7}, tmp_path=tmp_path)
 
 
 async def test_bodies_that_are_still_coming_count_as_requests_under_way(tmp_path: Path) -> None:

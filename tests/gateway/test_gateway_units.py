@@ -19,7 +19,7 @@ from slotd.slot.state import Fault, SlotSnapshot, SlotState
 
 # --- keys -------------------------------------------------------------------------
 
-KEYS = frozenset({"one", "two"})
+KEYS = {"one": None, "two": 5}
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,20 @@ def test_a_wrong_key_is_forbidden(key: str) -> None:
         check_key({"x-api-key": key}, KEYS)
 
 
+def test_a_key_gives_its_priority() -> None:
+    assert check_key({"x-api-key": "two"}, KEYS) == 5
+    assert check_key({"x-api-key": "one"}, KEYS) is None
+    assert check_key({}, {}) is None
+
+
 def test_without_configured_keys_anyone_passes() -> None:
-    check_key({}, frozenset())
-    check_key({"x-api-key": "whatever"}, frozenset())
+    check_key({}, {})
+    check_key({"x-api-key": "whatever"}, {})
 
 
 def test_a_key_beyond_ascii_matches_by_its_bytes() -> None:
     as_received = "clé".encode().decode("latin-1")
-    check_key({"x-api-key": as_received}, frozenset({"clé"}))
+    check_key({"x-api-key": as_received}, {"clé": None})
 
 
 # --- metrics -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import httpx
 import msgspec
 
-from slotd.errors import SlotdError
+from slotd.errors import ConfigInvalid, SlotdError
 
 __all__ = ["Api", "ServerError", "ServerUnreachable"]
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+
+KEY_ADVICE = (
+    "the command line takes its key from its environment: SLOTD_API_KEY, or the first of SLOTD_API_KEYS"
+)
 
 
 class ServerUnreachable(SlotdError):
@@ -35,9 +40,8 @@ class Api:
     """Blocking calls to one server. Errors are typed; nothing is retried."""
 
     def __init__(self, url: str | None = None) -> None:
-        self.url = (url or os.environ.get("SLOTD_URL") or DEFAULT_URL).rstrip("/").removesuffix("/v1")
-        keys = [k.strip() for k in os.environ.get("SLOTD_API_KEYS", "").split(",") if k.strip()]
-        key = os.environ.get("SLOTD_API_KEY") or (keys[0] if keys else "")
+        self.url = (url or os.environ.get("SLOTD_URL") or _default_url()).rstrip("/").removesuffix("/v1")
+        key = _own_key()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(
             base_url=self.url, headers=headers, timeout=httpx.Timeout(10.0), trust_env=False
@@ -90,9 +94,39 @@ class Api:
         )
 
 
+def _default_url() -> str:
+    """Here, at the port of the configuration in this directory if there is one.
+
+    Only its port: a file that merely lies here must not say who is sent the key.
+    """
+    from slotd.config import read_config
+
+    try:
+        server = tomllib.loads(read_config("slotd.toml").text).get("server")
+    except (ConfigInvalid, tomllib.TOMLDecodeError, RecursionError):
+        return DEFAULT_URL
+    port = server.get("port") if isinstance(server, dict) else None
+    return f"http://127.0.0.1:{port}" if type(port) is int and 0 < port < 65536 else DEFAULT_URL
+
+
+def _own_key() -> str:
+    """The key to show: what the server would take of the same environment; "" for none."""
+    from slotd.config.secrets import KeyInvalid, read_api_key, split_keys
+
+    keys = split_keys(os.environ.get("SLOTD_API_KEYS", ""))
+    given = os.environ.get("SLOTD_API_KEY") or (keys[0] if keys else "")
+    try:
+        return read_api_key(given).secret.get_secret_value()
+    except KeyInvalid:
+        return ""  # no server takes it; what it answers says where the key comes from
+
+
 def _error(response: httpx.Response) -> ServerError:
     try:
         error = msgspec.json.decode(response.content)["error"]
-        return ServerError(error["code"], error["message"], error.get("details") or {})
+        message = error["message"]
+        if response.status_code in (401, 403):
+            message += f"; {KEY_ADVICE}"
+        return ServerError(error["code"], message, error.get("details") or {})
     except (msgspec.DecodeError, KeyError, TypeError):
         return ServerError("client.bad_answer", f"HTTP {response.status_code}: {response.text[:200]}", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 import typer
@@ -9,10 +10,16 @@ from rich.console import Console
 
 from slotd.errors import SlotdError
 
-__all__ = ["err", "fail", "out"]
+__all__ = ["err", "fail", "out", "warn"]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Print what is suspicious."""
+    for warning in warnings:
+        err.print(f"warning: {warning}", markup=False, style="yellow")
 
 
 def fail(error: SlotdError) -> NoReturn:
@@ -24,4 +31,5 @@ def fail(error: SlotdError) -> NoReturn:
     close = error.details.get("close")
     if close:
         err.print(f"  close: {', '.join(close)}", markup=False)
+    warn(error.details.get("warnings", ()))
     raise typer.Exit(1)

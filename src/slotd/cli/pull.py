@@ -8,7 +8,7 @@ import trio
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from slotd.cli.output import err, out
-from slotd.config import LoadedConfig, load_config
+from slotd.config import LoadedConfig, Overrides, load_config
 from slotd.errors import RequestInvalid
 from slotd.model.progress import Progress as PullProgress
 from slotd.model.store import ModelStore
@@ -16,10 +16,13 @@ from slotd.names import close_names
 
 __all__ = ["run"]
 
+UNSERVED: Overrides = {"server": {"api_keys_env": "", "api_keys_file": "", "allow_open": True}}
+"""Nobody is served, so the keys of clients need not be here."""
+
 
 def run(config: Path, model: str) -> None:
     """Fetch into the configured state directory. Raises typed errors."""
-    loaded = load_config(config)
+    loaded = load_config(config, overrides=UNSERVED)
     if model not in loaded.config.models:
         close = close_names(model, loaded.config.models)
         raise RequestInvalid(f"there is no model {model!r} in {config}", details={"close": close})

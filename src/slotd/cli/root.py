@@ -11,8 +11,17 @@ import msgspec
 import typer
 
 from slotd.cli.api import Api
-from slotd.cli.output import err, fail, out
-from slotd.cli.tables import events_line, memory_line, memory_table, routes_table, slot_table
+from slotd.cli.output import err, fail, out, warn
+from slotd.cli.tables import (
+    explain_lines,
+    memory_line,
+    memory_table,
+    requests_table,
+    routes_table,
+    slot_table,
+    story_lines,
+    upstreams_table,
+)
 from slotd.errors import SlotdError
 from slotd.version import VERSION
 
@@ -28,7 +37,10 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 Url = Annotated[
-    str | None, typer.Option("--url", help="The running server (default: SLOTD_URL, or port 8080 here).")
+    str | None,
+    typer.Option(
+        "--url", help="The running server (default: SLOTD_URL, or here at the port of ./slotd.toml, or 8080)."
+    ),
 ]
 Name = Annotated[str, typer.Argument(help="A slot's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -97,14 +109,14 @@ def init(
 @app.command()
 def check(config: Config = DEFAULT_CONFIG) -> None:
     """Check a configuration; lists everything that is wrong with it."""
+    from slotd.cli.check import machine_warnings
     from slotd.config import load_config
 
     try:
         loaded = load_config(config)
     except SlotdError as error:
         fail(error)
-    for warning in loaded.warnings:
-        err.print(f"warning: {warning}", markup=False, style="yellow")
+    warn((*loaded.warnings, *machine_warnings(loaded)))
     slots = len(loaded.config.slots)
     out.print(f"{config}: good ({slots} slots, {len(loaded.config.upstreams)} upstreams)", markup=False)
 
@@ -261,46 +273,94 @@ def explain(
     model: Annotated[str, typer.Argument(help="A model name, as a client would send it; '' for none.")],
     path: Annotated[str, typer.Option("--path", help="The endpoint.")] = "/v1/chat/completions",
     url: Url = None,
+    as_json: Json = False,
 ) -> None:
     """Say where a request would go, and why. Loads nothing, asks no upstream."""
     try:
         document = Api(url).get("/api/explain", model=model or None, path=path)
     except SlotdError as error:
         fail(error)
-    _print_json(document)
+    if as_json:
+        _print_json(document)
+    else:
+        for line in explain_lines(document):
+            out.print(line, markup=False)
     if document.get("error"):
         raise typer.Exit(1)
 
 
 @app.command()
+def upstreams(url: Url = None, as_json: Json = False) -> None:
+    """Show the remote endpoints, and how they are."""
+    try:
+        document = Api(url).get("/api/upstreams")
+    except SlotdError as error:
+        fail(error)
+    if as_json:
+        _print_json(document)
+    else:
+        out.print(upstreams_table(document["upstreams"]))
+
+
+@app.command()
+def requests(
+    url: Url = None,
+    number: Annotated[int, typer.Option("-n", min=1, max=10_000, help="So many of the last.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show the requests under way and the last that are over, those of earlier runs too."""
+    api = Api(url)
+    try:
+        live = api.get("/api/requests")["live"]
+        past = api.get("/api/events/history", kind="request.finished", limit=str(number))["events"]
+    except SlotdError as error:
+        fail(error)
+    document = {"live": live, "recent": past[::-1]}
+    if as_json:
+        _print_json(document)
+    else:
+        out.print(requests_table([*past, *live]))
+
+
+@app.command()
+def why(
+    request: Annotated[str, typer.Argument(help="A request's id, as the answer's x-request-id names it.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what happened to a request, in order: route, waiting and what for, answer, end."""
+    try:
+        document = Api(url).get(f"/api/why/{quote(request, safe='')}")
+    except SlotdError as error:
+        fail(error)
+    if as_json:
+        return _print_json(document)
+    for found in document["requests"]:
+        for line in story_lines(found):
+            out.print(line, markup=False)
+    return None
+
+
+@app.command()
 def events(
     url: Url = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="From then on: 10m (s, m, h, d ago), or a date and time.")
+    ] = None,
+    slot: Annotated[str | None, typer.Option("--slot", help="Only of this slot.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Only of this kind: slot, slot.fault, ...")
+    ] = None,
+    number: Annotated[int, typer.Option("-n", min=1, max=10_000, help="At most so many, the last.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what happened: transitions, loads, faults, requests."""
-    api = Api(url)
+    """Show what happened, in this run and before: transitions, loads, faults, requests."""
+    from slotd.cli.history import show_events
+
     try:
-        with api.stream("/api/events", after="0") as lines:
-            for kind, data in _sse(lines):
-                if kind == "snapshot":
-                    latest = data.get("last_seq", 0)
-                    if not follow and not latest:
-                        return
-                    continue
-                print(msgspec.json.encode(data).decode() if as_json else events_line(kind, data), flush=True)
-                if not follow and data.get("seq", 0) >= latest:
-                    return
+        show_events(Api(url), since, slot, kind, number, follow=follow, as_json=as_json)
     except SlotdError as error:
         fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
-
-
-def _sse(lines: Any) -> Any:
-    kind = "message"
-    for line in lines:
-        if line.startswith("event: "):
-            kind = line[7:]
-        elif line.startswith("data: "):
-            yield kind, msgspec.json.decode(line[6:])

@@ -8,12 +8,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from slotd.journal.words import duration, tell
+
 __all__ = [
     "events_line",
+    "explain_lines",
     "memory_line",
     "memory_table",
+    "requests_table",
     "routes_table",
     "slot_table",
+    "story_lines",
+    "upstreams_table",
 ]
 
 _STATE_STYLE = {
@@ -25,10 +31,14 @@ _STATE_STYLE = {
 }
 
 
+_FOLDED = frozenset({"NOTE", "MODEL", "TARGETS", "MATCH", "STANDING"})
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # Names, states and numbers are read as a whole or not at all; what explains may be folded.
+        table.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
     return table
 
 
@@ -129,9 +139,69 @@ def routes_table(rules: list[dict[str, Any]]) -> Table:
 
 
 def events_line(kind: str, data: dict[str, Any]) -> str:
-    """One event on one line: time, kind, slot, and its own fields."""
-    at = time.strftime("%H:%M:%S", time.localtime(data.get("time", 0)))
-    rest = {k: v for k, v in data.items() if k not in ("seq", "time", "slot", "t", "log") and v is not None}
-    fields = " ".join(f"{k}={v}" for k, v in rest.items())
+    """One event on one line: time, kind, slot, and what it says."""
     slot = f" {data['slot']}" if data.get("slot") else ""
-    return f"{at} {kind}{slot} {fields}"
+    return f"{_at(data.get('time'))} {kind}{slot} {tell(kind, data)}".rstrip()
+
+
+def _at(when: float | None) -> str:
+    """The local time of day; with the date unless that is today."""
+    then, now = time.localtime(when or 0), time.localtime()
+    today = (then.tm_year, then.tm_yday) == (now.tm_year, now.tm_yday)
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
+
+
+def story_lines(request: dict[str, Any]) -> list[str]:
+    """What happened to a request, with seconds since it came in."""
+    record = request["record"]
+    lines = [f"{record['id']}, {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(record['began_unix']))}"]
+    return lines + [f"  {line['after_s']:9.3f} s  {line['text']}" for line in request["story"]]
+
+
+def requests_table(records: list[dict[str, Any]]) -> Table:
+    table = _table("REQUEST", "AT", "PATH", "MODEL", "TARGET", "OUTCOME", "WAIT", "FIRST", "TOTAL", "TOKENS")
+    for r in records:
+        end = r["phase"] if r["outcome"] == "live" else r["error"] or r["outcome"]
+        style = {"live": "yellow", "ok": "green", "error": "red"}.get(r["outcome"], "dim")
+        tokens = "" if r["tokens_out"] is None else f"{r['tokens_in'] or 0} + {r['tokens_out']}"
+        again = f", sent {r['replays'] + 1} times" if r.get("replays") else ""
+        table.add_row(
+            r["id"],
+            _at(r["began_unix"]),
+            r["path"],
+            r["model"] or "-",
+            r["target"] or "-",
+            Text(f"{end}{again}", style=style),
+            *("" if r[key] is None else duration(r[key]) for key in ("wait_s", "first_byte_s", "total_s")),
+            tokens,
+        )
+    return table
+
+
+def upstreams_table(upstreams: list[dict[str, Any]]) -> Table:
+    table = _table("UPSTREAM", "STATUS", "MODELS", "AGE", "URL", "NOTE")
+    for u in upstreams:
+        retry = f"asked again in {_seconds(u['retry_in_s'])}" if u.get("retry_in_s") is not None else ""
+        note = "is being asked" if u["asking"] else "; ".join(filter(None, (u["reason"], retry)))
+        status = Text(u["status"], style="red" if u["failures"] else "")
+        table.add_row(u["name"], status, str(len(u["models"])), _seconds(u["age_s"]) or "-", u["url"], note)
+    return table
+
+
+def explain_lines(e: dict[str, Any]) -> list[str]:
+    """Where a request would go and why, in words."""
+    asked = f"model {e['model']!r}" if e["model"] else "no model"
+    lines = [f"{asked} at {e['path']}"]
+    if route := e["route"]:
+        name = f" as {route['model']!r}" if route["model"] else ""
+        lines.append(f"goes to {route['target']}{name}")
+        cache = f", catalog {route['cache']}" if route["cache"] not in ("", "none") else ""
+        lines.append(f"because of tier {route['tier']}, rule {route['rule']}{cache}")
+    elif error := e["error"]:
+        lines.append(f"is refused: {error['code']}: {error['message']}")
+    elif e["would_ask"]:
+        lines.append(f"is known only after asking {', '.join(e['would_ask'])}")
+    for c in e["considered"]:
+        rank = "ruled out" if c["rank"] is None else f"health {c['rank']}"
+        lines.append(f"  {c['target']}: {rank}{': ' + c['why'] if c['why'] else ''}")
+    return lines

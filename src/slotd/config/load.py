@@ -144,7 +144,7 @@ def parse_config(
 
     ``overrides`` are put into the text's sections before anything is checked.
     Reads the keys file if one is named, and looks whether local models exist.
-    Raises :class:`ConfigInvalid` with every fault found.
+    Raises :class:`ConfigInvalid` with every fault found; its details have the ``warnings`` too.
     """
     report = Report()
     drafts = read_drafts(_with(_document(text, source), overrides), report)
@@ -153,9 +153,12 @@ def parse_config(
     secrets = find_secrets(drafts, base_dir, env, report)
     state_dir = find_state_dir(drafts.server, base_dir, env, report)
     look_for_files(drafts, base_dir, report)
-    if report.problems:
-        raise ConfigInvalid(source, [str(problem) for problem in _in_order(report.problems, drafts)])
     warnings = tuple(str(warning) for warning in _in_order(report.warnings, drafts))
+    if report.problems:
+        invalid = ConfigInvalid(source, [str(problem) for problem in _in_order(report.problems, drafts)])
+        if warnings:
+            invalid.details["warnings"] = list(warnings)
+        raise invalid
     return LoadedConfig(drafts.config(), source, base_dir, state_dir, secrets, warnings)
 
 

@@ -73,6 +73,12 @@ class ServerConfig(Section):
     max_head_kb: int = Field(default=64, ge=1)
     """Longest request head."""
 
+    head_timeout_s: float = Field(default=30, gt=0)
+    """Longest that a request's head may take to come; then its connection is ended."""
+
+    max_sockets: int = Field(default=4096, ge=1)
+    """Connections of clients at a time; further ones wait until one of them has ended."""
+
     max_connections: int = Field(default=1024, ge=1)
     """Inference requests under way at a time; further ones are refused."""
 
@@ -116,6 +122,9 @@ class ServerConfig(Section):
 
     allow_open: bool = False
     """Serve other machines without API keys."""
+
+    list_aliases: bool = False
+    """Let /v1/models list the names and aliases of slots too, beside the models that they mean."""
 
     cors_origins: Origins = ()
     """Web pages of these origins may call slotd; "*" = all."""

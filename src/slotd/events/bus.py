@@ -43,7 +43,7 @@ class EventBus:
 
         ``data`` is copied (not deeply: its values are the caller's to leave
         alone). After :meth:`close` the event is still numbered and kept, so
-        that actors may report their own end, but no reader is left to see it.
+        that actors may report their own end; only lasting readers are left to see it.
         """
         self._last_seq += 1
         event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(dict(data)))
@@ -53,7 +53,12 @@ class EventBus:
         return event
 
     def subscribe(
-        self, *, after: int | None = None, max_buffered: int = 256, match: Match | None = None
+        self,
+        *,
+        after: int | None = None,
+        max_buffered: int = 256,
+        match: Match | None = None,
+        lasting: bool = False,
     ) -> Subscription:
         """Read events from now on, or those after number ``after``, as far as they are kept.
 
@@ -66,7 +71,9 @@ class EventBus:
         that falls further behind loses the oldest and gets a :class:`Gap` in
         their place. ``match`` selects what is read, and only that takes room;
         it must be quick and pure. What left the ring before this call can no
-        longer be matched and is counted whole.
+        longer be matched and is counted whole. A ``lasting`` one goes on after
+        :meth:`close`: it is for who records the end, and whoever reads it must
+        know when to leave.
         """
         if max_buffered < 1:
             raise ValueError("a subscription needs room for an event")
@@ -77,18 +84,19 @@ class EventBus:
             oldest = self._last_seq - len(self._ring) + 1
             missed = max(0, oldest - seen - 1)
             replay = [e for e in self._ring if e.seq > seen and (match is None or match(e))]
-        subscription = Subscription(self, replay, missed, max_buffered, match)
-        if self._closed:
+        subscription = Subscription(self, replay, missed, max_buffered, match, lasting)
+        if self._closed and not lasting:
             subscription._end()
         else:
             self._subscriptions[subscription] = None
         return subscription
 
     def close(self) -> None:
-        """End every subscription after what it has buffered. Synchronous, idempotent."""
+        """End every subscription that is not lasting after what it has buffered. Synchronous, idempotent."""
         self._closed = True
         for subscription in tuple(self._subscriptions):
-            subscription._end()
+            if not subscription.lasting:
+                subscription._end()
 
 
 class Subscription:
@@ -102,8 +110,15 @@ class Subscription:
     """
 
     def __init__(
-        self, bus: EventBus, replay: list[Event], missed: int, max_buffered: int, match: Match | None
+        self,
+        bus: EventBus,
+        replay: list[Event],
+        missed: int,
+        max_buffered: int,
+        match: Match | None,
+        lasting: bool = False,
     ) -> None:
+        self.lasting = lasting
         self._bus = bus
         self._buffer = deque(replay)
         # The replay, which the ring bounds, must not be lost to what comes
@@ -151,6 +166,13 @@ class Subscription:
             if self._ended:
                 raise StopAsyncIteration
             await self._wait()
+
+    def drain(self, limit: int) -> list[Event | Gap]:
+        """What is there now, oldest first, ``limit`` at most. Synchronous."""
+        found: list[Event | Gap] = []
+        while len(found) < limit and (item := self._take()) is not None:
+            found.append(item)
+        return found
 
     def _take(self) -> Event | Gap | None:
         if self._missed:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import trio
-from quart import Response, has_request_context, request
+from quart import Response, g, has_request_context, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
@@ -27,6 +27,9 @@ from slotd.exchange.inbound import Inbound
 from slotd.exchange.render import envelope, error_response
 from slotd.gateway.auth import check_key
 from slotd.gateway.connection import RequestConnection, relay_response, request_nursery
+from slotd.gateway.cors import add_cors
+from slotd.gateway.history import add_history
+from slotd.gateway.memory import add_memory
 from slotd.gateway.services import Services
 from slotd.gateway.views import model_list, slot_view
 from slotd.names import close_names
@@ -60,29 +63,27 @@ def _error(error: SlotdError, endpoint: Endpoint | None = None) -> Response:
 
 def build_app(services: Services) -> QuartTrio:
     """The web application over ``services``. It holds no state of its own."""
-    server = services.config.server
     app = QuartTrio("slotd")
     app.asgi_http_class = RequestConnection
-    # Quart's defaults would cut streams and uploads after a minute; slotd's own
-    # limits apply instead, in the exchange.
+    # Quart's default would cut streams after a minute; slotd's own limits apply
+    # instead, in the exchange, and to bodies those of gateway.server.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.config["BODY_TIMEOUT"] = server.idle_timeout_s or None
-    app.config["MAX_CONTENT_LENGTH"] = server.max_body_mb * 1024 * 1024
+    add_cors(app, lambda: services.config.server.cors_origins)
     _add_errors(app, services)
     _add_relay(app, services)
     _add_models(app, services)
     _add_management(app, services)
+    add_memory(app, services.arbiter, _json)
+    add_history(app, services, _json)
     _add_streams(app, services)
     return app
 
 
 def _add_errors(app: QuartTrio, services: Services) -> None:
-    server = services.config.server
-
     @app.before_request
     async def authenticate() -> None:
         if request.path != "/health":
-            check_key(request.headers, services.api_keys)
+            g.key_priority = check_key(request.headers, services.api_keys)
 
     @app.errorhandler(SlotdError)
     async def typed(error: SlotdError) -> Response:
@@ -93,9 +94,8 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
         if not has_request_context():
             return error  # a websocket, of which slotd has none
         if isinstance(error, RequestEntityTooLarge):
-            too_large = RequestTooLarge(
-                f"the request body is larger than server.max_body_mb = {server.max_body_mb}"
-            )
+            limit_mb = services.config.server.max_body_mb
+            too_large = RequestTooLarge(f"the request body is larger than server.max_body_mb = {limit_mb}")
             return _error(too_large, ENDPOINTS.get(request.path))
         endpoint = ENDPOINTS.get(request.path)
         status = error.code or 500
@@ -113,24 +113,18 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
 
 
 def _add_relay(app: QuartTrio, services: Services) -> None:
-    write_timeout_s = services.config.server.write_timeout_s
-    limit = services.config.server.max_connections
     run = secrets.token_hex(4)
     count = itertools.count(1)
-    receiving = 0
 
     async def relay() -> Response:
         endpoint = ENDPOINTS[request.path]
         # Inference only: management is never refused because inference is busy.
-        nonlocal receiving
-        if services.records.live_count + receiving >= limit:
-            raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
+        server = services.config.server
+        limit = server.max_connections
         # Bodies that are still coming in count too: they are what takes memory.
-        receiving += 1
-        try:
-            body = await _body()
-        finally:
-            receiving -= 1
+        if services.records.live_count + services.uploads.count >= limit:
+            raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
+        body = await services.uploads.receive(_body)
         inbound = Inbound(
             id=f"req-{run}-{next(count)}",
             method="POST",
@@ -140,9 +134,9 @@ def _add_relay(app: QuartTrio, services: Services) -> None:
             body=body,
             endpoint=endpoint,
             client=request.remote_addr or "",
-            wait=request.headers.get("x-slotd-wait", "1") != "0",
+            key_priority=g.key_priority,
         )
-        return await relay_response(request.scope, services.exchange, inbound, write_timeout_s)
+        return await relay_response(request.scope, services.exchange, inbound, server.write_timeout_s)
 
     for path in ENDPOINTS:
         app.add_url_rule(path, endpoint=f"relay {path}", view_func=relay, methods=["POST"])
@@ -151,7 +145,10 @@ def _add_relay(app: QuartTrio, services: Services) -> None:
 def _add_models(app: QuartTrio, services: Services) -> None:
     def listed() -> list[dict[str, Any]]:
         return model_list(
-            dict(services.slots.snapshots()), services.dispatcher.listed(), int(services.started_unix)
+            dict(services.slots.snapshots()),
+            services.dispatcher.listed(),
+            int(services.started_unix),
+            aliases=services.config.server.list_aliases,
         )
 
     @app.get("/v1/models")
@@ -163,8 +160,11 @@ def _add_models(app: QuartTrio, services: Services) -> None:
     @app.get("/v1/models/<path:id>")
     async def model(id: str) -> Response:
         items = listed()
+        by_id = {item["id"]: item for item in items}
+        if id in by_id:
+            return _json(by_id[id])
         for item in items:
-            if item["id"] == id or id in item.get("aliases", ()) or item.get("slot") == id:
+            if id in item.get("aliases", ()) or item.get("slot") == id:
                 return _json(item)
         raise NoRouteFound(
             f"no model {id!r} is listed", details={"close": close_names(id, (i["id"] for i in items))}
@@ -173,6 +173,16 @@ def _add_models(app: QuartTrio, services: Services) -> None:
 
 def _add_management(app: QuartTrio, services: Services) -> None:
     slots, dispatcher, records = services.slots, services.dispatcher, services.records
+
+    @app.get("/")
+    async def root() -> Response:
+        return _json(
+            {
+                "name": "slotd",
+                "version": services.version,
+                "see": ["/v1/models", "/api/slots", "/api/memory", "/api/events", "/metrics", "/health"],
+            }
+        )
 
     @app.get("/health")
     async def health() -> Response:
@@ -208,6 +218,10 @@ def _add_management(app: QuartTrio, services: Services) -> None:
             known = [*commands, "swap"]
             raise RequestInvalid(f"a slot cannot {verb!r}", details={"known": known})
         return _json(slot_view(slots.snapshot(name)))
+
+    @app.post("/api/config/reload")
+    async def reload() -> Response:
+        return _json((await services.reload()).as_dict())
 
     @app.get("/api/routes")
     async def routes() -> Response:

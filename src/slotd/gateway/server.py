@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
-import h11
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed
-from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 from hypercorn.utils import wrap_app
 from quart_trio import QuartTrio
 
+from slotd.actor import Snapshot
 from slotd.config import ServerConfig
 from slotd.errors import SlotdError
+from slotd.gateway.door import Door
+from slotd.gateway.http1 import Connection, HttpConfig
+from slotd.settings import Settings
 
-__all__ = ["BindFailed", "bind", "run_server"]
+__all__ = ["BindFailed", "Stopping", "bind", "run_server"]
+
+FLUSH_S, FLUSH_AT_ONCE_S = 1.0, 0.3
+"""How long the last words of requests that are ended may take to be sent, and that in a hurry."""
 
 
 class BindFailed(SlotdError):
@@ -31,20 +34,12 @@ class BindFailed(SlotdError):
 
 
 def bind(server: ServerConfig) -> socket.socket:
-    """A bound socket for the configured address; port 0 takes a free one.
-
-    Sets ``TCP_USER_TIMEOUT``, which accepted connections inherit: hypercorn
-    sends with no deadline, so a client that stops reading would pin its
-    handler for ever.
-    """
+    """A bound socket for the configured address; port 0 takes a free one."""
     infos = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     family, kind, proto, _, address = infos[0]
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(server.write_timeout_s * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         sock.bind(address)
     except OSError as exc:
         sock.close()
@@ -59,139 +54,103 @@ BACKLOG = 1024
 """Connections that the kernel completes ahead of us: a burst of clients is not refused."""
 
 
-class _HungUp(Exception):
-    """The client has left while a request that it sent ahead waited for its turn."""
+KEEP_ALIVE_S = 75.0
+"""How long a connection may wait for its next request."""
 
 
-AHEAD_MAX = 1 << 20
-"""Bytes read ahead of their turn; with more, a hang-up is seen only when the answer is out."""
+def _limit(
+    server: ServerConfig, app: QuartTrio, config: HttpConfig, door: Door, sock: trio.socket.SocketType
+) -> None:
+    """Set the bounds of requests and of connections that begin from now on.
+
+    ``TCP_USER_TIMEOUT``, which accepted connections inherit: hypercorn sends with
+    no deadline, so a client that stops reading would pin its handler for ever.
+    """
+    app.config["BODY_TIMEOUT"] = server.idle_timeout_s or None
+    app.config["MAX_CONTENT_LENGTH"] = server.max_body_mb * 1024 * 1024
+    config.h11_max_incomplete_size = server.max_head_kb * 1024
+    config.head_timeout_s = server.head_timeout_s
+    # hypercorn's timer knows nothing of a head that has begun: the head's own must be the first.
+    config.keep_alive_timeout = max(KEEP_ALIVE_S, server.head_timeout_s + 1)
+    door.allow(server.max_sockets)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.write_timeout_s * 1000))
 
 
-class _Turn:
-    """In the place of hypercorn's event that a request sent ahead (pipelined) waits for.
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """How a server is stopped.
 
-    hypercorn stops reading while it waits, and so does not see a client that
-    leaves: its answer goes on, and when sending it fails the connection is
-    left over for good. This one reads on and keeps what comes for its turn.
+    ``asked`` returns when it is to stop, ``hurried`` when that is to be now.
+    ``end_requests`` makes every request that still runs say its last words; it
+    does not wait.
     """
 
-    def __init__(self, stream: trio.abc.Stream, connection: h11.Connection | H11WSConnection) -> None:
-        self._stream = stream
-        self._connection = connection
-        self._event = trio.Event()
-        self._gone = False
-
-    async def clear(self) -> None:
-        self._event = trio.Event()
-
-    async def set(self) -> None:
-        self._event.set()
-
-    async def wait(self) -> None:
-        ahead = bytearray()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_ahead, ahead)
-            await self._event.wait()
-            nursery.cancel_scope.cancel()
-        if self._gone:
-            raise _HungUp
-        if ahead:
-            self._connection.receive_data(bytes(ahead))
-
-    async def _read_ahead(self, ahead: bytearray) -> None:
-        while len(ahead) < AHEAD_MAX:
-            try:
-                data = await self._stream.receive_some(MAX_RECV)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                data = b""
-            if not data:
-                self._gone = True
-                self._event.set()
-                return
-            ahead += data
+    asked: Callable[[], Awaitable[None]]
+    hurried: Callable[[], Awaitable[None]] = trio.sleep_forever
+    end_requests: Callable[[], None] = lambda: None
 
 
-async def _stay_with_http_1(request: object) -> None:
-    """In the place of hypercorn's look for HTTP/2: an upgrade that is not taken up means HTTP/1.1."""
-
-
-class _Connection(TCPServer):
-    """hypercorn's connection, which ends when its client has hung up.
-
-    hypercorn's own, once its client has closed an idle connection, waits until
-    its idle timer is over, with the socket half closed and two tasks: clients
-    that connect for each request would use up our file descriptors.
-
-    It also sees a client leave that has sent a request ahead: see :class:`_Turn`.
-
-    It speaks HTTP/1.1 only. In HTTP/2 a client stops an answer by its window and
-    not by its socket, and hypercorn waits for that without end.
-
-    And it ends when it is cancelled: hypercorn shields its sends, so that a
-    client that reads nothing would hold up a stop until ``TCP_USER_TIMEOUT``.
-    A socket that is closed under it lets a shielded send go.
-    """
-
-    async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cut)
-            await super().run()
-            nursery.cancel_scope.cancel()
-
-    async def _cut(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            self.stream.socket.close()
-
-    async def _read_data(self) -> None:
-        protocol = self.protocol.protocol
-        if isinstance(protocol, H11Protocol):
-            turn = _Turn(self.stream, protocol.connection)
-            protocol.can_read = turn  # type: ignore[assignment] # of the methods that are used
-            protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign, assignment] # it would upgrade
-        try:
-            await super()._read_data()
-        except _HungUp:
-            await self.protocol.handle(Closed())
-        await self.idle_task.stop()
+async def _end(connections: trio.CancelScope, stopping: Stopping, settings: Snapshot[Settings]) -> None:
+    """Once asked to stop: let requests finish for a while, end them, then cut what has not heard it."""
+    await stopping.asked()
+    with trio.move_on_after(settings.value.config.server.shutdown_timeout_s) as drain:
+        await stopping.hurried()
+    stopping.end_requests()
+    if drain.cancelled_caught:
+        connections.deadline = trio.current_time() + FLUSH_S
+        await stopping.hurried()
+    connections.deadline = min(connections.deadline, trio.current_time() + FLUSH_AT_ONCE_S)
 
 
 async def run_server(
     app: QuartTrio,
     sock: socket.socket,
-    server: ServerConfig,
-    stop: Callable[[], Awaitable[None]],
+    settings: Snapshot[Settings],
+    stopping: Stopping,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until ``stop`` returns; then stop accepting and drain for a bounded time. Takes ``sock`` over."""
-    config = HypercornConfig()
-    config.keep_alive_timeout = 75
+    """Serve until asked to stop. Takes ``sock`` over.
+
+    Then it accepts no more, and requests have ``shutdown_timeout_s`` to finish
+    (less in a hurry) before they are ended with an answer that says so, for which
+    they have a moment; connections that do not take it are cut. The limits are
+    those of ``settings``, as it changes.
+    """
+    config = HttpConfig()
     config.read_timeout = None  # would also apply while an answer is under way
-    config.h11_max_incomplete_size = server.max_head_kb * 1024
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None
     sock.listen(BACKLOG)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=sock.detach())))
+
+    door = Door(settings.value.config.server.max_sockets)
+
+    async def follow() -> None:
+        version = settings.version
+        while True:
+            version = await settings.wait_change(version)
+            _limit(settings.value.config.server, app, config, door, listener.socket)
+
+    _limit(settings.value.config.server, app, config, door, listener.socket)
     framework = wrap_app(app, config.wsgi_max_body_size, "asgi")
     context = WorkerContext(None)
     state: LifespanState = {}
     lifespan = Lifespan(framework, config, state)
     async with listener, trio.open_nursery() as base:
+        base.start_soon(follow)
         await base.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         async with trio.open_nursery() as connections:
-            connect = partial(_Connection, framework, config, context, ConnectionState(state))
+            base.start_soon(_end, connections.cancel_scope, stopping, settings)
+            connect = partial(Connection, framework, config, context, ConnectionState(state))
             async with trio.open_nursery() as accepting:
-                accepting.start_soon(
-                    partial(trio.serve_listeners, connect, [listener], handler_nursery=connections)
-                )
+                accepting.start_soon(door.serve, listener, connect, connections)
                 task_status.started()
-                await stop()
+                await stopping.asked()
                 accepting.cancel_scope.cancel()
             await context.terminated.set()  # idle connections end now, busy ones after their answer
-            connections.cancel_scope.deadline = trio.current_time() + server.shutdown_timeout_s
         await lifespan.wait_for_shutdown()
         base.cancel_scope.cancel()

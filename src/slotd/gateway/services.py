@@ -15,6 +15,7 @@ from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook
 from slotd.gateway.metrics import Metrics
 from slotd.gateway.uploads import Uploads
+from slotd.journal.journal import Journal
 from slotd.settings import Settings
 from slotd.slot.manager import SlotManager
 
@@ -37,6 +38,7 @@ class Services:
     exchange: Exchange
     records: RecordBook
     bus: EventBus
+    journal: Journal
     metrics: Metrics
     uploads: Uploads
     run_id: str

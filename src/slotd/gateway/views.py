@@ -72,16 +72,25 @@ def model_item(id: str, s: SlotSnapshot, created: int) -> dict[str, Any]:
 
 
 def model_list(
-    slots: dict[str, SlotSnapshot], upstream_models: dict[str, tuple[str, ...]], created: int
+    slots: dict[str, SlotSnapshot],
+    upstream_models: dict[str, tuple[str, ...]],
+    created: int,
+    *,
+    aliases: bool = False,
 ) -> list[dict[str, Any]]:
     """``/v1/models``: what configured slots serve, then what warm catalogs of upstreams list.
 
-    A model served by several slots is listed once, under the first.
+    A model served by several slots is listed once, under the first. ``aliases``:
+    after the slots' models come their names and aliases, each with the model that
+    it means as ``alias_of``.
     """
     items: dict[str, dict[str, Any]] = {}
     for s in slots.values():
         for id in (s.model or s.name, *s.models):
             items.setdefault(id, model_item(id, s, created))
+    for s in slots.values() if aliases else ():
+        for id in (s.name, *s.aliases):
+            items.setdefault(id, {**model_item(id, s, created), "alias_of": s.model or s.name})
     for upstream, models in upstream_models.items():
         for id in models:
             items.setdefault(

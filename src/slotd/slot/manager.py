@@ -242,10 +242,6 @@ class SlotManager:
         """Where the slot publishes itself, for who waits for a change. Raises :class:`SlotNotFound`."""
         return self._entry(name).snapshot
 
-    def changes(self, name: str) -> Snapshot[SlotSnapshot]:
-        """The cell in which the slot publishes, for whoever waits for a change."""
-        return self._entry(name).snapshot
-
     def snapshots(self) -> Mapping[str, SlotSnapshot]:
         """All slots in declared order, from what they published."""
         return {name: e.snapshot.value for name, e in self._entries.items()}

@@ -1,0 +1,58 @@
+"""``slotd check``: what this machine lacks of what a configuration asks for.
+
+The configuration may be meant for another machine, and a program may be
+installed later: these are warnings, and only ``check`` looks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+from slotd.arbiter.meter import Meter
+from slotd.arbiter.room import Reading
+from slotd.config import LoadedConfig, SlotConfig
+from slotd.config.problems import dotted
+from slotd.engine.llama_cpp import program
+from slotd.errors import SpawnFailed
+
+__all__ = ["machine_warnings"]
+
+
+def machine_warnings(loaded: LoadedConfig, machine: Reading | None = None) -> tuple[str, ...]:
+    """One line each. ``machine``: what it has; None = look. Blocks on the disk and on a GPU's driver."""
+    reading = machine or Meter().look()
+    memory = loaded.config.memory
+    kinds = (
+        ("memory_mb", reading.ram_total_mb, memory.reserve_mb, ""),
+        ("gpu_memory_mb", reading.gpu_total_mb, memory.gpu_reserve_mb, " of GPU memory"),
+    )
+    found: list[str] = []
+    for slot in loaded.config.slots.values():
+        found += _program(slot)
+        for key, total_mb, reserve_mb, what in kinds:
+            need = getattr(slot, key)
+            if need and total_mb is not None and need > total_mb - reserve_mb:
+                found.append(
+                    f"{_at(slot, key)}: {need} is more than this machine can give{what}: "
+                    f"{total_mb} MiB, of which {reserve_mb} stay free"
+                )
+    return tuple(found)
+
+
+def _program(slot: SlotConfig) -> Iterator[str]:
+    if slot.engine == "llama-cpp":
+        try:
+            program()
+        except SpawnFailed as error:
+            yield f"{_at(slot, 'engine')}: {error.message}"
+    elif slot.command and "{" not in (name := slot.command[0]):
+        # As it will be started: a path begins in the slot's directory, a name is looked up in its PATH.
+        where = os.path.join(slot.cwd, name) if "/" in name else name
+        if shutil.which(where, path=slot.env.get("PATH")) is None:
+            yield f"{_at(slot, 'command')}: there is no program {name!r} here that may be run"
+
+
+def _at(slot: SlotConfig, key: str) -> str:
+    return dotted(("slots", slot.name, key))

@@ -1,0 +1,91 @@
+"""What the journal holds, and how it becomes bounded text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from slotd.events import Event, Gap, types
+
+__all__ = ["GAP", "Entry", "KeptRequest", "encode", "entry_of", "keeps"]
+
+GAP = "journal.gap"
+"""Kind of an entry that stands for events which came too fast to be kept: ``missed`` of them."""
+
+MAX_DATA_BYTES = 16 << 10
+"""Longer fields are shortened: clients and engines write some of what is in them."""
+
+_SHORT_CHARS = 400
+_SHORT_ITEMS = 30
+_UP = frozenset({"ready", "serving", "idle"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event as it is kept. ``run``: the run of slotd that it is from; ``seq``: its number there."""
+
+    run: str
+    seq: int
+    time: float
+    kind: str
+    slot: str | None
+    data: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``/api/events`` shows events, and with kind and run."""
+        own = {"run": self.run, "seq": self.seq, "time": self.time, "kind": self.kind, "slot": self.slot}
+        return {**self.data, **own}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRequest:
+    """A decision record, and what happened around its slot while the request lived, oldest first."""
+
+    run: str
+    record: dict[str, Any]
+    events: tuple[Entry, ...]
+
+
+def keeps(event: Event) -> bool:
+    """Whether an event belongs into the journal.
+
+    Not how far a download is, and not that a slot that is up has something to
+    do or nothing: the requests tell that, and it would drive out what matters.
+    """
+    if event.kind == types.SLOT_TRANSITION:
+        return not (event.data.get("from") in _UP and event.data.get("to") in _UP)
+    return event.kind != types.SLOT_PULL_PROGRESS
+
+
+def entry_of(item: Event | Gap, run: str, now: float) -> Entry:
+    """What is kept of what the bus told. A gap bears the number of the last event that it swallowed."""
+    if isinstance(item, Gap):
+        return Entry(run, item.next_seq - 1, now, GAP, None, {"missed": item.missed})
+    return Entry(run, item.seq, item.time, item.kind, item.slot, dict(item.data))
+
+
+def encode(data: Mapping[str, Any]) -> str:
+    """JSON of ``data``, at most about :data:`MAX_DATA_BYTES` long. Never fails."""
+    try:
+        text = msgspec.json.encode(data, enc_hook=str)
+        if len(text) > MAX_DATA_BYTES:
+            text = msgspec.json.encode(_shortened(data), enc_hook=str)
+        if len(text) <= MAX_DATA_BYTES:
+            return text.decode()
+        why = f"{len(text)} bytes"
+    except (TypeError, ValueError, RecursionError) as error:
+        why = ascii(error)[:_SHORT_CHARS]
+    return msgspec.json.encode({"not_kept": why}).decode()
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= _SHORT_CHARS else value[:_SHORT_CHARS] + "…"
+    if isinstance(value, Mapping):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(inner) for inner in value[-_SHORT_ITEMS:]]
+    return value

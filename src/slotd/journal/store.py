@@ -1,0 +1,271 @@
+"""The journal's file: SQLite, and nothing that waits or decides."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from slotd.events import types
+from slotd.journal.entries import Entry, KeptRequest, encode
+
+__all__ = ["MAX_AROUND", "Store", "is_broken"]
+
+log = structlog.get_logger("slotd")
+
+VERSION = 1
+"""Of the tables. Another number, or a file that is none of ours, is moved aside."""
+
+PRUNE_AT_ONCE = 2048
+"""Most entries that go in one transaction, should the bounds have been lowered."""
+
+MAX_AROUND = 200
+"""Most events told with one request."""
+
+BUSY_S = 1.0
+"""Longest wait for another program that reads the file."""
+
+_SCHEMA = f"""
+CREATE TABLE events (
+    n INTEGER PRIMARY KEY, run TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL,
+    kind TEXT NOT NULL, slot TEXT, data TEXT NOT NULL);
+CREATE UNIQUE INDEX events_once ON events (run, seq);
+CREATE INDEX events_time ON events (time);
+CREATE TABLE requests (
+    n INTEGER PRIMARY KEY, run TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL,
+    id TEXT NOT NULL, began REAL NOT NULL, slot TEXT, outcome TEXT NOT NULL, record TEXT NOT NULL);
+CREATE UNIQUE INDEX requests_once ON requests (run, seq);
+CREATE INDEX requests_id ON requests (id);
+PRAGMA user_version = {VERSION};
+"""
+
+_EVENTS = f"""
+SELECT n, run, seq, time, kind, slot, data FROM events
+UNION ALL
+SELECT n, run, seq, time, '{types.REQUEST_FINISHED}', slot, record FROM requests
+"""
+
+
+class Store:
+    """Tables of events and of requests, in the order they were kept.
+
+    Both draw their numbers (``n``) from one count, so that they can be told as
+    one story. For one thread at a time, whichever it is. Opens the file when
+    it is first needed and after :meth:`close`; a file that is broken or of
+    another version is moved aside then. Raises ``sqlite3.Error`` and
+    ``OSError`` for a disk that will not have it.
+    """
+
+    def __init__(self, path: Path, max_events: int, max_requests: int) -> None:
+        self._path = path
+        self._limits = {"events": max_events, "requests": max_requests}
+        self._counts = {"events": 0, "requests": 0}
+        self._next = 1
+        self._db: sqlite3.Connection | None = None
+
+    # --- writing --------------------------------------------------------------------
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Keep them, all or none; what is there already is kept once. The oldest make room."""
+        events = [e for e in entries if e.kind != types.REQUEST_FINISHED] if self._limits["events"] else []
+        finished = (
+            [e for e in entries if e.kind == types.REQUEST_FINISHED] if self._limits["requests"] else []
+        )
+        numbers = {(e.run, e.seq): n for n, e in enumerate(entries, self._opened_at())}
+        db = self._open()
+        counts = dict(self._counts)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            before = db.total_changes
+            db.executemany(
+                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (numbers[e.run, e.seq], e.run, e.seq, e.time, e.kind, e.slot, encode(e.data))
+                    for e in events
+                ],
+            )
+            between = db.total_changes
+            counts["events"] += between - before
+            db.executemany(
+                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(numbers[e.run, e.seq], *_request_row(e)) for e in finished],
+            )
+            counts["requests"] += db.total_changes - between
+            for table in counts:
+                counts[table] -= self._prune(db, table, counts[table])
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # it may be what has failed
+                db.execute("ROLLBACK")
+            raise
+        self._counts = counts
+        self._next += len(entries)
+
+    def _opened_at(self) -> int:
+        self._open()
+        return self._next
+
+    def _prune(self, db: sqlite3.Connection, table: str, count: int) -> int:
+        """How many of the oldest went."""
+        surplus = min(count - self._limits[table], PRUNE_AT_ONCE)
+        if surplus <= 0:
+            return 0
+        oldest = f"SELECT n FROM {table} ORDER BY n LIMIT ?"
+        return db.execute(f"DELETE FROM {table} WHERE n IN ({oldest})", (surplus,)).rowcount
+
+    # --- reading ---------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        kind: str | None = None,
+        slot: str | None = None,
+        limit: int = 100,
+    ) -> list[Entry]:
+        """The last ``limit`` that match, oldest first. ``kind``: whole, or its first words (``slot``)."""
+        where, values = ["1"], []
+        for clause, value in (("time >= ?", since), ("time <= ?", until), ("slot = ?", slot)):
+            if value is not None:
+                where.append(clause)
+                values.append(value)
+        if kind is not None:
+            where.append("(kind = ? OR substr(kind, 1, ?) = ?)")
+            values += [kind, len(kind) + 1, kind + "."]
+        rows = self._open().execute(
+            f"SELECT * FROM ({_EVENTS}) WHERE {' AND '.join(where)} ORDER BY n DESC LIMIT ?", (*values, limit)
+        )
+        return _entries(rows.fetchall())[::-1]
+
+    def requests(self, id: str, limit: int) -> list[KeptRequest]:
+        """The requests that had this id, newest first."""
+        rows = self._open().execute(
+            "SELECT run, record FROM requests WHERE id = ? ORDER BY n DESC LIMIT ?", (id, limit)
+        )
+        found = []
+        for run, text in rows.fetchall():
+            record: dict[str, Any] = msgspec.json.decode(text)
+            found.append(KeptRequest(run, record, tuple(self.around(run, record))))
+        return found
+
+    def around(self, run: str, record: dict[str, Any]) -> list[Entry]:
+        """What happened while a request lived: to its slots, over memory and devices, to slotd."""
+        began = record.get("began_unix") or 0.0
+        slots = [record.get("fallback_from"), _slot_of(record)]
+        rows = self._open().execute(
+            "SELECT n, run, seq, time, kind, slot, data FROM events WHERE time BETWEEN ? AND ? AND run = ? "
+            "AND (slot IN (?, ?) OR kind GLOB 'arbiter.*' OR kind GLOB 'server.*' OR kind GLOB 'actor.*' "
+            "OR (kind = ? AND json_extract(data, '$.id') = ?)) ORDER BY n LIMIT ?",
+            (
+                began,
+                began + (record.get("total_s") or 0.0),
+                run,
+                *slots,
+                types.REQUEST_REPLAYED,
+                record.get("id"),
+                MAX_AROUND,
+            ),
+        )
+        return _entries(rows.fetchall())
+
+    def horizon(self) -> float | None:
+        """When the oldest request began that is kept (wall clock), None if none is."""
+        row = self._open().execute("SELECT began FROM requests ORDER BY n LIMIT 1").fetchone()
+        return None if row is None else float(row[0])
+
+    # --- the file -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(sqlite3.Error):
+                db.close()
+
+    def move_aside(self, why: str) -> None:
+        """Begin with a new file; the old one is kept, in the place of what was moved before."""
+        self.close()
+        aside = self._path.with_name(self._path.name + ".aside")
+        log.warning(
+            "the journal cannot be read and is begun anew", file=str(self._path), why=why, kept_as=str(aside)
+        )
+        with suppress(FileNotFoundError):
+            os.replace(self._path, aside)
+        for ending in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._path}{ending}")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            try:
+                self._db = self._opened()
+            except _Foreign as why:
+                self.move_aside(str(why))
+            except sqlite3.DatabaseError as error:
+                if not is_broken(error):
+                    raise
+                self.move_aside(str(error))
+            if self._db is None:
+                self._db = self._opened()
+        return self._db
+
+    def _opened(self) -> sqlite3.Connection:
+        # Its calls come from one worker thread after the other, never from two.
+        db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version != VERSION and (version or tables):
+                raise _Foreign(f"its tables are version {version}, not {VERSION}")
+            db.execute("PRAGMA journal_mode = WAL")
+            # A commit survives the end of this process, however that ends; a
+            # power cut may cost the last seconds.
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA journal_size_limit = 4194304")
+            if not tables:
+                db.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
+            last = 0
+            for table in self._counts:
+                count, newest = db.execute(f"SELECT count(*), max(n) FROM {table}").fetchone()
+                self._counts[table] = count
+                last = max(last, newest or 0)
+            self._next = last + 1
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+class _Foreign(Exception):
+    """The file is not one of this version."""
+
+
+def is_broken(error: Exception) -> bool:
+    """Whether a file, and not the disk or a bug, is to blame: it will never be better."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _slot_of(record: dict[str, Any]) -> str | None:
+    kind, _, name = str(record.get("target") or "").partition(":")
+    return name if kind == "slot" else None
+
+
+def _request_row(e: Entry) -> tuple[Any, ...]:
+    r = e.data
+    began = r.get("began_unix") or e.time
+    return (e.run, e.seq, e.time, str(r.get("id")), began, _slot_of(r), str(r.get("outcome")), encode(r))
+
+
+def _entries(rows: Iterable[tuple[Any, ...]]) -> list[Entry]:
+    return [
+        Entry(run, seq, time, kind, slot, msgspec.json.decode(data))
+        for _, run, seq, time, kind, slot, data in rows
+    ]
