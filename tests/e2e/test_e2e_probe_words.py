@@ -35,7 +35,7 @@ async def test_a_wrong_path_is_named(slotd_harness: Start, slot: dict[str, Any],
 
                 nursery.start_soon(load)
                 await slotd.wait_for("chat", SlotState.WARMING)
-                shown = slotd.slotd.slots.changes("chat")
+                shown = slotd.slotd.slots.cell("chat")
                 while (version := shown.version) is not None and shown.value.probe != words:
                     await shown.wait_change(version)
                 assert (await http.get("/api/slots/chat")).json()["probe"] == words

@@ -64,6 +64,7 @@ async def test_connection_is_reused() -> None:
             assert await fetch(pool) == b"ok"
             assert (pool.in_use, pool.idle) == (0, 1)
         assert (pool.opened, pool.reused) == (1, 2)
+        assert pool.bytes_received == len(OK + CHUNKED + b"2\r\nok\r\n0\r\n\r\n" + OK)
 
     await against(client, says(OK, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", OK))
 

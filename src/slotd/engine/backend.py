@@ -12,6 +12,7 @@ from slotd.engine import command, llama_cpp
 from slotd.engine.attach import AttachLauncher
 from slotd.engine.need import Headers, need_for
 from slotd.engine.probe import await_ready
+from slotd.engine.sanity import check_output
 from slotd.errors import RequestInvalid, SlotdError, SpawnFailed
 from slotd.model.progress import Progress
 from slotd.model.source import ModelRef
@@ -22,6 +23,9 @@ from slotd.slot.backend import Abilities, Finding, Readiness
 from slotd.wire.http1 import Http1Pool
 
 __all__ = ["EngineBackend", "external_address", "make_backend"]
+
+CHECK_TIMEOUT_S = 45.0
+"""For two short completions, behind whatever else the engine does; what takes longer is not judged."""
 
 
 class EngineBackend:
@@ -44,6 +48,7 @@ class EngineBackend:
         self._make_plan = make_plan
         self._resolve = resolve
         self._headers = Headers()
+        self._listed: tuple[str, ...] = ()
         self.launcher = launcher
         self.readiness = readiness
         self.abilities = abilities
@@ -102,7 +107,10 @@ class EngineBackend:
 
     async def check_output(self, http: Http1Pool, model: str) -> Finding | None:
         """See :meth:`slotd.slot.backend.Backend.check_output`."""
-        return None
+        listed = next(iter(self._listed), model or self._slot.name)
+        return await check_output(
+            http, model_name=self.abilities.model_name or listed, timeout_s=CHECK_TIMEOUT_S
+        )
 
     async def await_ready(
         self,
@@ -114,9 +122,10 @@ class EngineBackend:
     ) -> tuple[str, ...]:
         """See :meth:`slotd.slot.backend.Backend.await_ready`."""
         name = self._slot.model or self._slot.name
-        return await await_ready(
+        self._listed = await await_ready(
             handle, self.readiness, name, port_opened=port_opened, stranger=stranger, saw=saw
         )
+        return self._listed
 
 
 def external_address(url: str) -> Address:

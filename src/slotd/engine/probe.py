@@ -9,7 +9,8 @@ import trio
 
 from slotd.process.plan import EngineHandle
 from slotd.slot.backend import Readiness
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.get import get
+from slotd.wire.http1 import Http1Pool
 
 __all__ = ["await_ready"]
 
@@ -18,7 +19,6 @@ MAX_DELAY_S = 0.1
 """A probe costs a fraction of a millisecond; waiting longer only delays the first token."""
 
 ANSWER_TIMEOUT_S = 5.0
-MAX_BODY = 1 << 20
 
 
 class _Model(msgspec.Struct):
@@ -96,20 +96,8 @@ async def _listed(http: Http1Pool, readiness: Readiness, configured_model: str) 
 
 
 async def _get(http: Http1Pool, path: str) -> tuple[int, bytes] | None:
-    """Status and body, or None if there was no HTTP answer in time."""
-    with trio.move_on_after(ANSWER_TIMEOUT_S):
-        try:
-            response = await http.request(b"GET", path.encode(), [], b"")
-        except (ConnectFailed, UpstreamBroken, BadResponse):
-            return None
-        try:
-            body = bytearray()
-            while len(body) <= MAX_BODY and (data := await response.receive_some()):
-                body += data
-        except (UpstreamBroken, BadResponse):
-            return None
-        else:
-            return response.status, bytes(body)
-        finally:
-            response.abort()
-    return None
+    """As :func:`slotd.wire.get.get`; what this side lacks it may have at the next look."""
+    try:
+        return await get(http, path, ANSWER_TIMEOUT_S)
+    except OSError:
+        return None

@@ -383,6 +383,8 @@ def main(argv: list[str] | None = None) -> int:
         process.log(knobs.stderr, process.STDERR)
     if knobs.fork_grandchild:
         process.fork_grandchild(knobs)
+    if knobs.burn_cpu:
+        process.burn()
     if knobs.refuse_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # until the event loop takes over
     code = trio.run(FakeEngine(knobs).run)

@@ -77,6 +77,7 @@ class Knobs:
         bool, start("fork a child that sleeps, ignores SIGTERM and holds our pipes; its pid is printed")
     ] = False
     grandchild_setsid: Annotated[bool, start("that child leaves the process group, by setsid")] = False
+    burn_cpu: Annotated[bool, start("fork a child that uses a whole core, for a minute at most")] = False
 
     # --- answers ---------------------------------------------------------------
     tokens: Annotated[

@@ -13,10 +13,11 @@ import trio
 from slotd.testing.fake_desk import Panel
 from slotd.testing.fake_knobs import Knobs
 
-__all__ = ["STDERR", "STDOUT", "Crasher", "die", "flood", "fork_grandchild", "hoard", "log"]
+__all__ = ["STDERR", "STDOUT", "Crasher", "burn", "die", "flood", "fork_grandchild", "hoard", "log"]
 
 STDOUT, STDERR = 1, 2
 GRANDCHILD_LIFE_S = 600
+BURN_LIFE_S = 60
 FLOOD_TICK_S = 0.02
 _LINE = "a line of a log that nobody wants to read, and many more of them"
 
@@ -100,6 +101,18 @@ def fork_grandchild(knobs: Knobs) -> int:
         os.close(ready)
         os.close(done)
         signal.pause()
+    finally:
+        os._exit(0)
+
+
+def burn() -> None:
+    """Fork a child that computes nothing in particular, as hard as it can. When to call it: as above."""
+    if os.fork():
+        return
+    try:
+        signal.alarm(BURN_LIFE_S)
+        while True:
+            sum(range(10_000))
     finally:
         os._exit(0)
 

@@ -66,13 +66,17 @@ def toml(value: Any) -> str:
 
 
 def fake_slot(knobs: Knobs | None = None, **settings: Any) -> dict[str, Any]:
-    """The table of a slot that runs the fake engine; ``settings`` are its config keys."""
+    """The table of a slot that runs the fake engine; ``settings`` are its config keys.
+
+    Its output is not checked unless they say so: a test counts the requests it made itself.
+    """
     return {
         "type": "llm",
         "engine": "command",
         "command": command(knobs or Knobs()),
         "health_path": "/health",
         "stop_timeout_s": 2,
+        "check_output": False,
         **settings,
     }
 

@@ -74,6 +74,7 @@ class Http1Pool:
         self._idle: deque[Connection] = deque()  # the longest idle first
         self._opened = 0
         self._reused = 0
+        self._received = 0
 
     @property
     def in_use(self) -> int:
@@ -94,6 +95,11 @@ class Http1Pool:
     def reused(self) -> int:
         """How often an idle connection was taken for a request so far."""
         return self._reused
+
+    @property
+    def bytes_received(self) -> int:
+        """What has come so far on all connections, heads too: it grows while the engine answers."""
+        return self._received
 
     async def request(
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
@@ -289,6 +295,7 @@ class Http1Response:
         try:
             data = await conn.receive(reader.wanted)
             if data:
+                self._pool._received += len(data)
                 reader.feed(data)
             elif not reader.feed_eof():
                 raise self._broken("the engine closed the connection") from conn.send_error
