@@ -41,6 +41,9 @@ class Landlord(Protocol):
 
     def report(self, report: tenant.Report) -> object: ...
 
+    def waits_for(self, slot: str) -> str:
+        """What the slot's load waits for, in words; empty if it does not wait for room."""
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -236,7 +239,15 @@ class SlotManager:
 
     def snapshot(self, name: str) -> SlotSnapshot:
         """What the slot last published. Raises :class:`SlotNotFound`."""
-        return self._entry(name).snapshot.value
+        return self._shown(self._entry(name))
+
+    def _shown(self, entry: _Entry) -> SlotSnapshot:
+        """What the slot published; of a wait for room the arbiter knows more than the slot."""
+        shown = entry.snapshot.value
+        if shown.blocked and self._landlord is not None:
+            words = self._landlord.waits_for(shown.name)
+            return replace(shown, blocked=words) if words else shown
+        return shown
 
     def cell(self, name: str) -> Snapshot[SlotSnapshot]:
         """Where the slot publishes itself, for who waits for a change. Raises :class:`SlotNotFound`."""
@@ -244,7 +255,7 @@ class SlotManager:
 
     def snapshots(self) -> Mapping[str, SlotSnapshot]:
         """All slots in declared order, from what they published."""
-        return {name: e.snapshot.value for name, e in self._entries.items()}
+        return {name: self._shown(e) for name, e in self._entries.items()}
 
     def mailbox(self, name: str) -> Mailbox[ev.Message | Configure]:
         """The slot's mailbox, for tests that drive or break its actor."""
