@@ -220,6 +220,23 @@ async def test_what_a_chat_does_not_show_is_not_held_against_it(plain: bytes, an
         assert finding.why.startswith("/v1/chat/completions shows nothing of what it wrote")
 
 
+async def test_a_plain_completion_hides_nothing() -> None:
+    silent = events({"choices": [{"text": "", "finish_reason": "length"}]})
+    async with engine(lambda path, body: status(404) if "chat" in path else silent) as found:
+        finding = await look(found)
+        assert (finding.ok, finding.why) == (False, "no text at all")
+
+
+async def test_garbage_in_a_chat_is_cut_by_the_limit_and_garbage_still() -> None:
+    garbage = events(
+        *({"choices": [{"delta": {"content": "6"}}]} for _ in range(MAX_TOKENS)),
+        {"choices": [{"delta": {}, "finish_reason": "length"}]},
+    )
+    async with engine(lambda path, body: garbage if "chat" in path else status(404)) as found:
+        finding = await look(found)
+        assert (finding.ok, finding.why) == (False, "one character over and over ('6666666666666666')")
+
+
 async def test_a_refusal_is_words() -> None:
     async with engine(
         lambda path, body: ends("stop", refusal="I cannot") if "chat" in path else status(404)

@@ -48,7 +48,7 @@ def watched(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("watched")
     _damaged(demo_model, folder / "damaged.gguf")
     models = {"smollm2": f"file:{demo_model}", "damaged": f"file:{folder}/damaged.gguf"}
-    slot = narrow_slot()
+    slot = {**narrow_slot(), "check_output": True}
     # Two threads wait for each other at every step, which takes ages where others compute, too.
     slot["options"] = {**slot["options"], "threads": 1}
     slots = {

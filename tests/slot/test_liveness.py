@@ -329,6 +329,45 @@ def test_a_slotd_that_was_held_up_starts_over() -> None:
     trio.run(main, clock=clock)
 
 
+def test_a_health_check_that_slotd_itself_was_late_to_end_tells_nothing() -> None:
+    """Held up for eight seconds again and again, it cannot know whether the answer came in five."""
+    told: list[Fault] = []
+
+    async def silent(stream: trio.SocketStream) -> None:
+        async with stream:
+            while await stream.receive_some():
+                pass
+
+    async def advance(step_s: float, until: Callable[[], bool]) -> None:
+        while not until():
+            await trio.testing.wait_all_tasks_blocked(0.002)
+            clock.jump(step_s)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, silent, listeners)
+            engine = engine_of(Script(frozen_s=0))
+            port = listeners[0].socket.getsockname()[1]
+            engine._address = dataclasses.replace(engine.address, port=port)
+            http = Http1Pool("127.0.0.1", port)
+
+            async def look() -> None:
+                await watch(engine, http, Readiness(), 30, hung=told.append)
+
+            nursery.start_soon(look)
+            until = clock.current_time() + 120
+            await advance(8, lambda: bool(told) or clock.current_time() > until)
+            assert not told
+            until += 120
+            await advance(0.5, lambda: bool(told) or clock.current_time() > until)
+            assert len(told) == 1, "in time, it does know"
+            nursery.cancel_scope.cancel()
+
+    clock = MockClock()
+    trio.run(main, clock=clock)
+
+
 async def test_a_real_health_check_that_gets_no_answer() -> None:
     """Against a listener that accepts and says nothing, then one that answers anything at all."""
     told: list[Fault] = []

@@ -11,6 +11,7 @@ from slotd.arbiter.devices import blocked
 from slotd.arbiter.room import Reading, Room, choose, total
 from slotd.arbiter.state import Demand, Hold, ordered
 from slotd.arbiter.turn import Turn
+from slotd.events import types
 
 __all__ = ["deny_hopeless", "share_out"]
 
@@ -62,7 +63,7 @@ def share_out(t: Turn) -> None:
         elif not demand.room:
             t.admit(demand)
         elif reading is None:
-            _wait(t, demand, "waits until the memory is measured")
+            _wait(t, demand, "waits until the memory is measured", tell=False)
         else:
             promised = total(h.room for h in t.state.holds.values() if h.slot in spoken_for and not h.parting)
             balance = replace(t.state.balance(reading, t.now), claims=claims, promised=promised)
@@ -73,9 +74,14 @@ def share_out(t: Turn) -> None:
             spoken_for |= _make_room(t, demand, balance.short(demand.room), spoken_for, words, reading)
 
 
-def _wait(t: Turn, demand: Demand, why: str, lost_since: float | None = None) -> None:
-    if demand.slot in t.state.demands:
-        t.put_demand(replace(demand, why=why, lost_since=lost_since))
+def _wait(t: Turn, demand: Demand, why: str, lost_since: float | None = None, *, tell: bool = True) -> None:
+    """``tell``: what it waits for is news, and no other event says it."""
+    if demand.slot not in t.state.demands:
+        return
+    told = why if tell else demand.told
+    t.put_demand(replace(demand, why=why, told=told, lost_since=lost_since))
+    if told != demand.told:
+        t.publish(types.ARBITER_WAITING, demand.slot, {"why": why, **demand.room.as_dict()})
 
 
 def _ranked(t: Turn, holds: Iterable[Hold]) -> list[Hold]:
@@ -101,7 +107,7 @@ def _make_room(
 ) -> frozenset[str]:
     """See to it that the demand will fit. Returns the slots whose room it counts on."""
     if not short:
-        _wait(t, demand, words or _awaited(t))
+        _await(t, demand, words)
         return frozenset()
     candidates = _ranked(t, (h for h in t.state.holds.values() if _evictable(t, h)))
     candidates = [h for h in candidates if h.slot not in spoken_for]
@@ -133,19 +139,27 @@ def _send_off(t: Turn, demand: Demand, slots: tuple[str, ...], idle: frozenset[s
     why = f"slot {demand.slot!r} needs the memory"
     for slot in slots:
         t.order(t.state.holds[slot], demand, why, drain=slot not in idle)
-    _wait(t, demand, f"waits for memory: {', '.join(repr(s) for s in slots)} has been told to leave")
+    words = f"waits for memory: {', '.join(repr(s) for s in slots)} has been told to leave"
+    _wait(t, demand, words, tell=False)
 
 
-def _awaited(t: Turn) -> str:
-    """What will make room without anybody being told to leave."""
+def _await(t: Turn, demand: Demand, words: str) -> None:
+    """Room will be made without anybody being told to leave. ``words``: what else it waits for."""
     s = t.state
-    leaving = sorted({h.slot for h in s.holds.values() if s.going(h, t.now)} | {r.slot for r in s.releases})
+    leaving = {h.slot for h in s.holds.values() if s.going(h, t.now)} | {r.slot for r in s.releases}
     loading = sorted(h.slot for h in s.holds.values() if s.loading(h))
-    if leaving:
-        return f"waits for the memory of {', '.join(map(repr, leaving))} to be given back"
-    if loading:
-        return f"waits until {', '.join(map(repr, loading))} has loaded"
-    return "waits for memory that older loads wait for"
+    if words:
+        _wait(t, demand, words)
+    elif leaving:
+        names = ", ".join(map(repr, sorted(leaving)))
+        # That they leave for it was told when they were told to.
+        own = {h.slot for h in s.holds.values() if h.parting is not None and h.parting.winner == demand.slot}
+        own |= {r.slot for r in s.releases if r.winner == demand.slot}
+        _wait(t, demand, f"waits for the memory of {names} to be given back", tell=not leaving <= own)
+    elif loading:
+        _wait(t, demand, f"waits until {', '.join(map(repr, loading))} has loaded")
+    else:
+        _wait(t, demand, "waits for memory that older loads wait for")
 
 
 def _stand_by(t: Turn, demand: Demand, reading: Reading, words: str) -> None:
@@ -154,7 +168,7 @@ def _stand_by(t: Turn, demand: Demand, reading: Reading, words: str) -> None:
     ours = total(h.room for h in s.holds.values() if not s.stuck(h, t.now) and not t.facts(h.slot).pinned)
     balance = s.balance(reading, t.now)
     if not demand.room.beyond(balance.free + balance.releasing + ours):
-        _wait(t, demand, words or _awaited(t))
+        _await(t, demand, words)
         return
     since = t.now if demand.lost_since is None else demand.lost_since
     at = since + s.limits.release_timeout_s

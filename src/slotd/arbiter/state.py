@@ -59,8 +59,8 @@ class Demand:
 
     ``since`` is its place in the line: when the oldest of those who wait for
     it came, but not before it was last driven out itself (it has had its
-    turn). ``why`` says what it waits for. ``lost_since``: since when not even
-    the end of all of ours would make room for it.
+    turn). ``why`` says what it waits for, ``told`` what of that was published last.
+    ``lost_since``: since when not even the end of all of ours would make room for it.
     """
 
     slot: str
@@ -71,6 +71,7 @@ class Demand:
     asked_at: float
     seq: int
     why: str = ""
+    told: str = ""
     lost_since: float | None = None
 
     @property

@@ -207,7 +207,7 @@ class JournalConfig(Section):
     """Decision records kept; the oldest go first. 0 = none."""
 
     queue: int = Field(default=4096, ge=1)
-    """Entries that may wait to be written; with more, the newest are dropped and counted."""
+    """Entries that may wait to be written; with more, the oldest are dropped and counted."""
 
 
 class ProcessConfig(Section):

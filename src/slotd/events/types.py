@@ -17,6 +17,7 @@ __all__ = [
     "ARBITER_EVICTING",
     "ARBITER_MODE",
     "ARBITER_RELEASED",
+    "ARBITER_WAITING",
     "CONFIG_REFUSED",
     "CONFIG_RELOADED",
     "REQUEST_FINISHED",
@@ -86,6 +87,9 @@ ACTOR_CRASHED = "actor.crashed"
 (None: it is not restarted), and ``actor`` if it is not a slot's."""
 
 # --- memory and devices ------------------------------------------------------
+
+ARBITER_WAITING = "arbiter.waiting"
+"""A slot's load waits for room: ``why``, ``ram_mb``, ``gpu_mb``. Again when it waits for something else."""
 
 ARBITER_EVICTING = "arbiter.evicting"
 """A slot is told to leave: ``for`` (the slot that needs its room; None: nobody), ``why``, ``drain``

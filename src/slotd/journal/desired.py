@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,8 @@ log = structlog.get_logger("slotd")
 
 FORMAT = 1
 MAX_FILE_BYTES = 1 << 20
+RETRY_S = 1.0
+"""When a writing that failed is tried again, if nothing has changed before."""
 FINAL_S = 1.0
 """Longest that the last writing may hold up the end of slotd."""
 
@@ -42,7 +45,8 @@ class DesiredState:
     A slot that fails stays wanted. Once a stop has begun nothing changes any
     more: what it takes down is to come back. All from events; nobody reports
     to this. The file is replaced as a whole as soon as something changes, so
-    that it is there after a SIGKILL; a disk that refuses costs a warning.
+    that it is there after a SIGKILL; a disk that refuses costs a warning, and
+    is asked again.
 
     ``configured`` gives the model in a slot's config, to tell a swap by.
     """
@@ -105,7 +109,9 @@ class DesiredState:
     async def _write_changes(self) -> None:
         try:
             while True:
-                await self._changed.wait()
+                # What a disk has refused it may take later.
+                with trio.move_on_after(math.inf if self._written == self._slots else RETRY_S):
+                    await self._changed.wait()
                 await self._write()
         finally:
             if self._written != self._slots:  # also if a writer was left behind

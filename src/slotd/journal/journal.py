@@ -115,6 +115,10 @@ class Journal:
             served.set()
             await trio.sleep(pause)
             pause = min(2 * pause, longest)
+        if self._told:
+            self._told = False
+            self._take(events.drain(1))  # the gap, if there is one: it comes first
+            log.warning("the journal is written again", file=str(self._path), dropped=self.dropped)
         self._sound = True
         served.set()
 
@@ -152,9 +156,6 @@ class Journal:
             self.dropped += len(self._batch)
             log.exception("a bug in the journal; these entries are lost", entries=len(self._batch))
         self._batch.clear()
-        if self._told:
-            self._told = False
-            log.warning("the journal is written again", file=str(self._path), dropped=self.dropped)
         return True
 
     async def _refused(self, error: Exception) -> None:

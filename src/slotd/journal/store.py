@@ -45,11 +45,10 @@ CREATE INDEX requests_id ON requests (id);
 PRAGMA user_version = {VERSION};
 """
 
-_EVENTS = f"""
-SELECT n, run, seq, time, kind, slot, data FROM events
-UNION ALL
-SELECT n, run, seq, time, '{types.REQUEST_FINISHED}', slot, record FROM requests
-"""
+_EVENTS = (
+    "SELECT n, run, seq, time, kind, slot, data FROM events",
+    f"SELECT n, run, seq, time, '{types.REQUEST_FINISHED}' AS kind, slot, record FROM requests",
+)
 
 
 class Store:
@@ -139,10 +138,13 @@ class Store:
         if kind is not None:
             where.append("(kind = ? OR substr(kind, 1, ?) = ?)")
             values += [kind, len(kind) + 1, kind + "."]
-        rows = self._open().execute(
-            f"SELECT * FROM ({_EVENTS}) WHERE {' AND '.join(where)} ORDER BY n DESC LIMIT ?", (*values, limit)
-        )
-        return _entries(rows.fetchall())[::-1]
+        # Each in its own order, so that neither is read to its end for its last rows.
+        rows: list[tuple[Any, ...]] = []
+        for table in _EVENTS:
+            select = f"SELECT * FROM ({table}) WHERE {' AND '.join(where)} ORDER BY n DESC LIMIT ?"
+            rows += self._open().execute(select, (*values, limit)).fetchall()
+        rows.sort(key=lambda row: row[0])
+        return _entries(rows[-limit:] if limit else ())
 
     def requests(self, id: str, limit: int) -> list[KeptRequest]:
         """The requests that had this id, newest first."""

@@ -15,6 +15,8 @@ __all__ = ["Line", "story"]
 SHORT_S = 0.01
 """A wait below this is none that anybody would ask about."""
 
+_MOVES = frozenset({types.SLOT_TRANSITION, types.SLOT_LOADED, types.ARBITER_WAITING, types.ARBITER_EVICTING})
+
 TIERS = {
     1: "tier 1: an explicit binding",
     2: "tier 2: known here",
@@ -42,7 +44,10 @@ def story(record: Mapping[str, Any], events: Iterable[Entry]) -> list[Line]:
     """
     began, total = record.get("began_unix") or 0.0, record.get("total_s") or 0.0
     events = tuple(events)
-    lines = [Line(0.0, _arrival(record)), *_decided(record, _loaded_after(record, events))]
+    lines = [
+        Line(0.0, _arrival(record)),
+        *_decided(record, _loaded_after(record, events), _queued(record, events)),
+    ]
     for event in events:
         if (line := _event(record, event)) is not None:
             lines.append(Line(min(max(event.time - began, 0.0), total), line))
@@ -62,15 +67,22 @@ def _arrival(r: Mapping[str, Any]) -> str:
 def _loaded_after(r: Mapping[str, Any], events: Iterable[Entry]) -> float:
     """When the engine that took it was up, if it was loaded meanwhile: it cannot have taken it before."""
     for e in events:
-        if e.kind == types.SLOT_LOADED and e.slot == _slot(r.get("target")):
-            if e.data.get("generation") == r.get("generation"):
-                bounds = (r.get("first_byte_s"), r.get("total_s"))
-                latest = min((b for b in bounds if b is not None), default=0.0)
-                return min(max(e.time - (r.get("began_unix") or 0.0), 0.0), latest)
+        same = e.slot == _slot(r.get("target")) and e.data.get("generation") == r.get("generation")
+        if e.kind == types.SLOT_LOADED and same:
+            bounds = (r.get("first_byte_s"), r.get("total_s"))
+            latest = min((b for b in bounds if b is not None), default=0.0)
+            return min(max(e.time - (r.get("began_unix") or 0.0), 0.0), latest)
     return 0.0
 
 
-def _decided(r: Mapping[str, Any], loaded_after: float) -> list[Line]:
+def _queued(r: Mapping[str, Any], events: Iterable[Entry]) -> bool:
+    """Whether its engine was up all the while, so that it can have waited for nothing but a place."""
+    slot = _slot(r.get("target"))
+    untouched = not any(e.slot == slot and e.kind in _MOVES for e in events)
+    return untouched and r.get("generation") is not None and not r.get("replays")
+
+
+def _decided(r: Mapping[str, Any], loaded_after: float, queued: bool) -> list[Line]:
     """What the record itself tells, between arrival and end."""
     lines = []
     resolve_s, wait_s = r.get("resolve_s"), r.get("wait_s")
@@ -83,14 +95,14 @@ def _decided(r: Mapping[str, Any], loaded_after: float) -> list[Line]:
         lines.append(Line(at, f"routed to {target}{name} ({_why(r)})"))
     slot = _slot(r.get("target"))
     if slot is not None and resolve_s is not None:
-        lines += _waited(r, at, wait_s, slot, loaded_after)
+        lines += _waited(r, at, wait_s, slot, loaded_after, queued)
     if r.get("first_byte_s") is not None:
         lines.append(Line(r["first_byte_s"], "first byte of the answer"))
     return lines
 
 
 def _waited(
-    r: Mapping[str, Any], at: float, wait_s: float | None, slot: str, loaded_after: float
+    r: Mapping[str, Any], at: float, wait_s: float | None, slot: str, loaded_after: float, queued: bool
 ) -> list[Line]:
     if wait_s is None:
         waiting = f"waits for slot {slot}" if r.get("phase") == "waiting" else ""
@@ -99,7 +111,8 @@ def _waited(
     lines = []
     if wait_s >= SHORT_S:
         total = "in all " if r.get("replays") else ""
-        lines.append(Line(at, f"waits for slot {who}: {total}{duration(wait_s)}"))
+        place = ", until others have been served" if queued and who == slot else ""
+        lines.append(Line(at, f"waits for slot {who}: {total}{duration(wait_s)}{place}"))
     if r.get("fallback_from"):
         refused = f", which refused ({r['fallback_error']})" if r.get("fallback_error") else ""
         lines.append(Line(taken, f"slot {slot} answers in the place of {who}{refused}", last=True))
@@ -119,6 +132,8 @@ def _why(r: Mapping[str, Any]) -> str:
 def _event(r: Mapping[str, Any], event: Entry) -> str | None:
     words = tell(event.kind, event.data)
     match event.kind:
+        case types.ARBITER_WAITING if event.slot not in (_slot(r.get("target")), r.get("fallback_from")):
+            return None
         case types.REQUEST_REPLAYED:
             if event.data.get("id") != r.get("id"):
                 return None

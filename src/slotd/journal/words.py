@@ -127,6 +127,7 @@ _WORDS: Mapping[str, Callable[[Data], str]] = {
     "slot.loaded": _loaded,
     "slot.stopped": _stopped,
     "actor.crashed": _crashed,
+    "arbiter.waiting": lambda d: str(d["why"]),
     "arbiter.evicting": _evicting,
     "arbiter.released": _released,
     "arbiter.denied": lambda d: f"no room: {d['message']}",
