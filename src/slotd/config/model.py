@@ -309,7 +309,8 @@ class SlotConfig(Section):
     """A request that has waited for so long goes to a fallback that can answer at once."""
 
     check_output: bool | None = None
-    """After each load, once nobody is served, see whether the engine writes words; unset = for llm slots that slotd runs."""
+    """After each load, once nobody is served, see whether the engine writes words; unset = for llm
+    slots whose engine slotd runs."""
 
     liveness_timeout_s: Seconds = 30
     """An engine that neither works nor answers its health check for so long is killed; 0 = never."""
