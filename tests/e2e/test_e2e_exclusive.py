@@ -261,8 +261,10 @@ async def test_its_engine_that_is_killed_is_replaced_within_the_turn(slotd_harne
             assert (await draw(http)).status_code == 200
             slotd.kill("image")
             assert (await draw(http)).status_code == 200
-            assert starts(slotd, "chat", "image") == [1, 2]
-            assert await modes(slotd) == ["entering", "exclusive"]
+            assert starts(slotd, "image") == [2]
+            # Seen dead before the next request came, it had nobody to keep the device for.
+            once = ["entering", "exclusive"]
+            assert await modes(slotd) in (once, [*once, "shared", *once])
             refusal(await chat(http))
 
 
