@@ -29,6 +29,7 @@ from slotd.actor import ChildCrashed, ChildSpec, Supervisor
 from slotd.arbiter.actor import Arbiter
 from slotd.arbiter.footprints import Footprints
 from slotd.arbiter.meter import Meter
+from slotd.artifacts import ArtifactLimits, Artifacts
 from slotd.blueprint import memory_limits, model_refs, slot_identity
 from slotd.config import Config, ConfigFile, LoadedConfig, SlotConfig
 from slotd.dispatch import Dispatcher, FileStore, Outside
@@ -104,7 +105,8 @@ class Slotd:
             memory_limits(loaded.config), self.bus, footprints=self._footprints, measure=Meter().read
         )
         self.slots = SlotManager(self.bus, landlord=self.arbiter)
-        self.records = RecordBook(server.recent_requests, self._finished)
+        self.records = RecordBook(server.recent_requests, self._finished, self._started)
+        self.artifacts = Artifacts(self._artifact_limits)
         self.metrics = Metrics(self.slots.snapshots, lambda: self.records.live_count)
         self.dispatcher: Dispatcher
         self.address: tuple[str, int] = (server.host, server.port)
@@ -122,6 +124,10 @@ class Slotd:
     def config(self) -> Config:
         """The configuration in force."""
         return self._reloader.loaded.config
+
+    def _artifact_limits(self) -> ArtifactLimits:
+        omni = self.config.omni
+        return ArtifactLimits(omni.artifacts_mb << 20, omni.artifacts_ttl_s)
 
     def reload(self) -> None:
         """Have the configuration read again, soon. Synchronous; the log tells what came of it."""
@@ -288,6 +294,7 @@ class Slotd:
             self.records,
             lambda: settings.value.policy,
             self.bus,
+            self.artifacts.put,
         )
         reach = Reach(
             slots=self.slots,
@@ -308,6 +315,7 @@ class Slotd:
             records=self.records,
             bus=self.bus,
             journal=self.journal,
+            artifacts=self.artifacts,
             metrics=self.metrics,
             uploads=Uploads(),
             run_id=self.run_id,
@@ -377,6 +385,17 @@ class Slotd:
                         shown = ("id", "path", "model", "target", "status", "outcome", "error", "tokens_out")
                         fields = {key: data[key] for key in shown if data[key] is not None}
                         log.info("request", **fields, total_s=round(data["total_s"], 3))
+
+    def _started(self, record: RequestRecord) -> None:
+        # Should slotd be killed, this is all that is known of it.
+        known = {
+            "id": record.id,
+            "path": record.path,
+            "client": record.client,
+            "began_unix": record.began_unix,
+            "bytes_in": record.bytes_in,
+        }
+        self.bus.publish(types.REQUEST_STARTED, known)
 
     def _finished(self, record: RequestRecord) -> None:
         self.metrics.count(record)

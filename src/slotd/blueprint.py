@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slotd.arbiter.room import Limits
-from slotd.config import Config, LoadedConfig, SlotConfig
+from slotd.config import Config, LlamaCppOptions, LoadedConfig, SlotConfig
 from slotd.model.source import ModelRef
 from slotd.slot.actor import SlotIdentity
 from slotd.slot.machine import SlotSpec
@@ -60,7 +60,18 @@ def slot_identity(config: Config, slot: SlotConfig) -> SlotIdentity:
         exclusive=slot.exclusive,
         restore_after_s=slot.restore_after_s,
         owns_memory=slot.engine != "external",
+        system_prompt=slot.system_prompt,
+        context=_context(slot),
+        variants=tuple(slot.variants),
     )
+
+
+def _context(slot: SlotConfig) -> int | None:
+    """Of llama.cpp's server it is known: the sequences that it decodes share it."""
+    options = slot.options
+    if not isinstance(options, LlamaCppOptions) or not options.ctx_size:
+        return None
+    return options.ctx_size // (options.parallel or slot.max_parallel)
 
 
 def memory_limits(config: Config) -> Limits:

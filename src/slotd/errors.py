@@ -102,6 +102,13 @@ class ModelMissing(RequestInvalid):
     code = "request.model_missing"
 
 
+class RequestUnprocessable(RequestInvalid):
+    """Something is missing in the request, or means nothing to the engine that would serve it."""
+
+    code = "request.unprocessable"
+    status = 422
+
+
 class RequestTooLarge(RequestInvalid):
     code = "request.too_large"
     status = 413
@@ -111,6 +118,14 @@ class RequestNotFound(SlotdError):
     """No live request has this id (management surface)."""
 
     code = "request.not_found"
+    status = 404
+    type = "invalid_request_error"
+
+
+class ArtifactNotFound(SlotdError):
+    """Nothing is kept under this id, or no longer."""
+
+    code = "artifact.not_found"
     status = 404
     type = "invalid_request_error"
 
@@ -165,6 +180,14 @@ class CapabilityMismatch(SlotdError):
 
     code = "dispatch.capability_mismatch"
     status = 409
+    type = "invalid_request_error"
+
+
+class NoCapableSlot(SlotdError):
+    """No configured slot can do it. ``details``: ``type``, ``labels``, and the ``slots`` of the type."""
+
+    code = "dispatch.no_capable_slot"
+    status = 404
     type = "invalid_request_error"
 
 

@@ -224,6 +224,7 @@ class Reloader:
             slots.reconfigure(identity.spec.name, identity, backend)
         if config.server.log_level != self._loaded.config.server.log_level:
             set_level(config.server.log_level)
+        slots.arrange(config.slots)
         self.settings.publish(built.settings)
         reach.arbiter.reconfigure(memory_limits(config))
         reach.dispatcher.replace(built.table)

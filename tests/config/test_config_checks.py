@@ -146,7 +146,7 @@ def test_sound(text: str) -> None:
         (
             EXTERNAL + "port = 1\n",
             "slots.e.port: unknown key; known are: type, engine, model, default, aliases, labels, "
-            "system_prompt, autoload, pinned, priority, exclusive, restore_after_s, ...",
+            "system_prompt, request, variants, autoload, pinned, priority, ...",
         ),
         # numbers
         (in_chat("max_parallel = 0"), "slots.chat.max_parallel: must be at least 1, not 0"),

@@ -15,11 +15,14 @@ from slotd.config import (
     BindingConfig,
     Config,
     DispatcherConfig,
+    JournalConfig,
     LlamaCppOptions,
     MemoryConfig,
     ModelConfig,
+    OmniConfig,
     ProcessConfig,
     ServerConfig,
+    ShapingConfig,
     SlotConfig,
     UpstreamConfig,
     demo_text,
@@ -63,10 +66,18 @@ def test_the_example_shows_every_key() -> None:
         ModelConfig,
         SlotConfig,
         LlamaCppOptions,
+        ShapingConfig,
+        OmniConfig,
+        JournalConfig,
         UpstreamConfig,
         BindingConfig,
     )
-    known = {key for section in sections for key in section.model_fields} - {"name", "options"}
+    known = {key for section in sections for key in section.model_fields} - {
+        "name",
+        "options",
+        "request",
+        "variants",
+    }
     assert known - written == set()
 
 
@@ -75,6 +86,7 @@ def test_the_examples_values_are_the_defaults() -> None:
     plain = Config()
     assert (config.server, config.dispatcher) == (plain.server, plain.dispatcher)
     assert (config.memory, config.journal, config.process) == (plain.memory, plain.journal, plain.process)
+    assert config.omni == plain.omni
     slot = config.slots["chat"]
     bare = SlotConfig(name="chat", type="llm", engine="llama-cpp", model="smollm2")
     shown = slot.model_dump(exclude={"default", "aliases", "options", "check_output"})

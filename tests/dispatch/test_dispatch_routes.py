@@ -21,14 +21,16 @@ from slotd.errors import CapabilityMismatch, ModelMissing, SlotdError, UnknownUp
 
 SLOTS = (
     SlotEntry("coder", "llm", "qwen"),  # before the default, which is not the default for that
-    SlotEntry("chat", "llm", "smollm2", ("gpt-4o-mini",), default=True),
+    SlotEntry("chat", "llm", "smollm2", ("gpt-4o-mini",), default=True, variants=("high", "low")),
     SlotEntry("embed", "embedding", "bge", ("text-embedding-3-small",), default=True),
     SlotEntry("rank", "reranking", "bge-rerank", default=True),
     SlotEntry("stt", "transcription", "whisper", default=True),
     SlotEntry("voice", "tts", "kokoro", default=True),
-    SlotEntry("img", "image", "sdxl", default=True),
+    SlotEntry("img", "image", "sdxl", default=True, labels=("image",)),
+    SlotEntry("paint", "image", "flux", labels=("image", "edit")),
 )
 DEFAULTS = {s.type: s.name for s in SLOTS if s.default}
+EDITS = "/v1/images/edits"  # prefers a slot with the label "edit", which the default has not
 
 TABLE = compile_table(
     SLOTS,
@@ -51,6 +53,14 @@ NAMES: dict[str | None, dict[str, str | None]] = {
     "slotd/chat": {LLM: "slot:chat"},
     "smollm2": {LLM: "slot:chat"},
     "gpt-4o-mini": {LLM: "slot:chat"},
+    "chat:high": {LLM: "slot:chat"},
+    "slotd/chat:low": {LLM: "slot:chat"},
+    "smollm2:high": {LLM: "slot:chat"},
+    "gpt-4o-mini:high": {LLM: "slot:chat"},
+    "flux": {"image": "slot:paint"},
+    # No such variant: unknown, as any other name.
+    "chat:medium": {LLM: None} | {t: f"slot:{s}" for t, s in DEFAULTS.items() if t != LLM},
+    "coder:high": {LLM: None} | {t: f"slot:{s}" for t, s in DEFAULTS.items() if t != LLM},
     "qwen": {LLM: "slot:coder"},
     "qwen3:8b": {LLM: "slot:coder"},
     "embed": {EMBED: "slot:embed"},
@@ -80,7 +90,47 @@ def outcome(table: RouteTable, model: str | None, path: str) -> str | None:
 @pytest.mark.parametrize("name", NAMES, ids=str)
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_golden(path: str, name: str | None) -> None:
-    assert outcome(TABLE, name, path) == NAMES[name].get(ENDPOINTS[path].type, MISMATCH)
+    expected = NAMES[name].get(ENDPOINTS[path].type, MISMATCH)
+    if path == EDITS and expected == "slot:img" and name not in ("sdxl",):
+        expected = "slot:paint"
+    assert outcome(TABLE, name, path) == expected
+
+
+@pytest.mark.parametrize("name", ["chat:high", "slotd/chat:high", "smollm2:high", "gpt-4o-mini:high"])
+def test_a_variant_of_every_name_of_its_slot(name: str) -> None:
+    found = lookup(begin(TABLE, {}, 0.0).world, name, "/v1/chat/completions", 0.0)
+    assert isinstance(found, Route)
+    assert (found.variant, found.rule, found.tier) == ("high", f'variant "{name}"', 1)
+    assert (found.model, found.slot_model, found.asked) == ("smollm2", "smollm2", name)
+
+
+def test_a_name_with_a_colon_of_its_own_is_no_variant() -> None:
+    table = compile_table(
+        [
+            SlotEntry("a", "llm", "qwen", variants=("7b",)),
+            SlotEntry("b", "llm", "qwen:7b", variants=("x",)),
+        ]
+    )
+    world = begin(table, {}, 0.0).world
+    for name, slot, variant in (("qwen:7b", "b", ""), ("qwen:7b:x", "b", "x"), ("a:7b", "a", "7b")):
+        found = lookup(world, name, "/v1/chat/completions", 0.0)
+        assert isinstance(found, Route)
+        assert (found.target, found.variant) == (SlotTarget(slot), variant)
+
+
+def test_only_slots_that_have_the_variant_are_weighed() -> None:
+    table = compile_table([SlotEntry("a", "llm", "m"), SlotEntry("b", "llm", "m", variants=("x",))])
+    assert outcome(table, "m", "/v1/chat/completions") == "slot:a"
+    assert outcome(table, "m:x", "/v1/chat/completions") == "slot:b"
+
+
+def test_edits_go_to_a_slot_that_edits_unless_there_is_none() -> None:
+    plain = SlotEntry("img", "image", default=True)
+    able = SlotEntry("paint", "image", labels=("edit",))
+    for model in (None, "gpt-image-1"):
+        assert outcome(compile_table([plain, able]), model, EDITS) == "slot:paint"
+        assert outcome(compile_table([plain]), model, EDITS) == "slot:img"
+        assert outcome(compile_table([plain, able]), model, "/v1/images/generations") == "slot:img"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +168,13 @@ def test_requests_that_must_work(path: str, model: str | None, slot: str, rule: 
 def test_every_rule_is_printed_in_the_order_in_which_it_is_tried() -> None:
     rows = TABLE.rows()
     assert [r.kind for r in rows] == sorted(
-        (r.kind for r in rows), key=["slot", "model", "alias", "binding", "default"].index
+        (r.kind for r in rows), key=["slot", "model", "alias", "variant", "binding", "default"].index
     )
+    assert [r.match for r in rows if r.kind == "variant"] == [
+        f"{name}:{variant}"
+        for name in ("chat", "slotd/chat", "smollm2", "gpt-4o-mini")
+        for variant in ("high", "low")
+    ]
     assert [r.match for r in rows if r.kind == "binding"] == ["qwen3:*", "claude-*", "lost-*", "gone-*"]
     named = [r.endpoint for r in rows if r.kind == "default" and r.match == "*"]
     assert named == [p for p, e in ENDPOINTS.items() if e.type != "llm"]

@@ -12,6 +12,7 @@ from typing import Any, cast
 import trio
 
 from slotd.actor import Snapshot
+from slotd.artifacts import Artifacts
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.dispatch import Route, SlotTarget
 from slotd.events import EventBus
@@ -129,7 +130,13 @@ class World:
         self.records = RecordBook(10, self.finished.append)
         self.bus = EventBus(100)
         self.exchange = Exchange(
-            cast(Any, self), cast(Any, self), lambda name: self, self.records, lambda: policy, self.bus
+            cast(Any, self),
+            cast(Any, self),
+            lambda name: self,
+            self.records,
+            lambda: policy,
+            self.bus,
+            Artifacts().put,
         )
 
     def show(self, name: str, **facts: Any) -> None:

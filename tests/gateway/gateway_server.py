@@ -17,6 +17,7 @@ from slotd.arbiter.actor import Arbiter
 from slotd.arbiter.footprints import Footprints
 from slotd.arbiter.meter import Meter
 from slotd.arbiter.room import Limits
+from slotd.artifacts import Artifacts
 from slotd.config import parse_config
 from slotd.config.reread import Reading
 from slotd.errors import ConfigInvalid
@@ -95,6 +96,7 @@ async def with_gateway(
         records=records,
         bus=bus,
         journal=Journal(Path(":memory:"), 10, 10, 10, bus, "0123456789"),
+        artifacts=Artifacts(),
         metrics=Metrics(slots.snapshots, lambda: records.live_count),
         uploads=Uploads(),
         run_id="0123456789",

@@ -23,7 +23,8 @@ class Endpoint:
     ``upstream_path`` is what the engine is asked (spellings of rerank are
     rewritten). ``chat``: a named model that no tier knows is a 404 here,
     elsewhere the type's default slot takes it. ``body`` is the request's
-    shape, ``dialect`` the shape of slotd's own errors.
+    shape, ``dialect`` the shape of slotd's own errors. ``prefers``: labels by
+    which a default is chosen where some slot has them.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Endpoint:
     upstream_path: str
     chat: bool = False
     body: Literal["json", "multipart"] = "json"
+    prefers: tuple[str, ...] = ()
     dialect: Literal["openai", "anthropic"] = "openai"
 
 
@@ -58,7 +60,7 @@ def _rows() -> tuple[Endpoint, ...]:
         Endpoint("/v1/audio/transcriptions", "transcription", "/v1/audio/transcriptions", body="multipart"),
         Endpoint("/v1/audio/translations", "transcription", "/v1/audio/translations", body="multipart"),
         Endpoint("/v1/images/generations", "image", "/v1/images/generations"),
-        Endpoint("/v1/images/edits", "image", "/v1/images/edits", body="multipart"),
+        Endpoint("/v1/images/edits", "image", "/v1/images/edits", body="multipart", prefers=("edit",)),
     )
 
 

@@ -21,22 +21,25 @@ from slotd.config.model import (
     JournalConfig,
     MemoryConfig,
     ModelConfig,
+    OmniConfig,
     ProcessConfig,
     ServerConfig,
     SlotConfig,
     SlotType,
     UpstreamConfig,
 )
-from slotd.config.options import LlamaCppOptions, NoOptions
+from slotd.config.options import ComfyOptions, LlamaCppOptions, NoOptions
 from slotd.config.paths import default_state_dir
 from slotd.config.schema import schema_text
 from slotd.config.secrets import Secrets, auth_header
+from slotd.config.shaping import ShapingConfig, VariantConfig
 from slotd.config.template import demo_text
 
 __all__ = [
     "ENGINE_NAMES",
     "SLOT_TYPES",
     "BindingConfig",
+    "ComfyOptions",
     "Config",
     "ConfigFile",
     "ConfigText",
@@ -48,13 +51,16 @@ __all__ = [
     "MemoryConfig",
     "ModelConfig",
     "NoOptions",
+    "OmniConfig",
     "Overrides",
     "ProcessConfig",
     "Secrets",
     "ServerConfig",
+    "ShapingConfig",
     "SlotConfig",
     "SlotType",
     "UpstreamConfig",
+    "VariantConfig",
     "auth_header",
     "default_state_dir",
     "demo_text",

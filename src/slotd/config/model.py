@@ -8,13 +8,12 @@ by hand is only valid field by field.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from slotd.config.fields import (
-    Args,
     Auth,
     Count,
     EnvName,
@@ -27,11 +26,9 @@ from slotd.config.fields import (
     Sha256,
     SourceText,
     Strings,
-    UrlPath,
-    UrlText,
 )
 from slotd.config.globs import glob_matches
-from slotd.config.options import OPTIONS, LlamaCppOptions, NoOptions
+from slotd.config.slot import ENGINE_NAMES, SLOT_TYPES, EngineName, SlotConfig, SlotType
 from slotd.model.source import Source, parse_source
 
 __all__ = [
@@ -44,18 +41,13 @@ __all__ = [
     "JournalConfig",
     "MemoryConfig",
     "ModelConfig",
+    "OmniConfig",
     "ProcessConfig",
     "ServerConfig",
     "SlotConfig",
     "SlotType",
     "UpstreamConfig",
 ]
-
-SlotType = Literal["llm", "embedding", "reranking", "transcription", "tts", "image"]
-EngineName = Literal["llama-cpp", "command", "comfyui", "external"]
-
-SLOT_TYPES: tuple[str, ...] = get_args(SlotType)
-ENGINE_NAMES: tuple[str, ...] = get_args(EngineName)
 
 
 class ServerConfig(Section):
@@ -210,6 +202,40 @@ class JournalConfig(Section):
     """Entries that may wait to be written; with more, the oldest are dropped and counted."""
 
 
+class OmniConfig(Section):
+    """The tool loop: chats with ``"omni": true``, and what is kept for clients to fetch."""
+
+    max_rounds: int = Field(default=8, ge=1)
+    """Answers of the model in one chat, tools between them; then the last one is the answer."""
+
+    tool_timeout_s: float = Field(default=120, gt=0)
+    """Longest that one tool may take."""
+
+    turn_timeout_s: float = Field(default=300, gt=0)
+    """Longest that one answer of the model may take."""
+
+    max_calls: int = Field(default=16, ge=1)
+    """Tools called in one round; the model is told that further ones were not."""
+
+    fetch_urls: bool = False
+    """Let tools fetch the http and https addresses that a model gives them."""
+
+    fetch_private: Strings = ()
+    """Hosts and networks of private addresses that they may fetch from all the same."""
+
+    fetch_max_mb: int = Field(default=32, ge=1)
+    """Largest file that they fetch."""
+
+    fetch_timeout_s: float = Field(default=30, gt=0)
+    """Longest that they wait for it."""
+
+    artifacts_mb: int = Field(default=64, ge=1)
+    """Pictures and sounds kept in memory for clients to fetch; the oldest go first."""
+
+    artifacts_ttl_s: float = Field(default=3600, gt=0)
+    """How long each is kept."""
+
+
 class ProcessConfig(Section):
     """How engines' processes are run."""
 
@@ -249,147 +275,6 @@ class ModelConfig(Section):
     def parsed(self) -> Source:
         """The source as a tagged union."""
         return parse_source(self.source)
-
-
-class SlotConfig(Section):
-    """A named place that runs one engine with one model."""
-
-    name: SkipJsonSchema[str] = ""
-
-    type: SlotType
-    """What the slot can do."""
-
-    engine: EngineName
-    """What kind of server runs in it."""
-
-    model: str = ""
-    """Its model: the NAME of a [models.NAME]."""
-
-    default: bool = False
-    """Takes the requests of its type that name no model. One slot of a type at most."""
-
-    aliases: Strings = ()
-    """Further model names that mean this slot."""
-
-    labels: Strings = ()
-    """Added to the model's labels."""
-
-    system_prompt: str = ""
-    """For who chooses slots by what they can do."""
-
-    autoload: bool = False
-    """Load when slotd starts."""
-
-    pinned: bool = False
-    """Never evicted."""
-
-    priority: int = 50
-    """Lower is evicted first."""
-
-    exclusive: str = ""
-    """Needs this device for itself: to load, every other slot that names it, as ``device`` or here,
-    is drained and unloaded, and refused until this one is done; "" = shares."""
-
-    restore_after_s: Seconds = 3600
-    """An exclusive slot without work for so long gives way to those it drove out; 0 = by hand."""
-
-    device: str = ""
-    """Where the engine runs; "" = unspecified."""
-
-    memory_mb: Count = 0
-    """What the engine takes up when loaded; 0 = estimated, then learned."""
-
-    gpu_memory_mb: Count = 0
-    """What it takes up on a GPU; 0 = estimated, then learned."""
-
-    fallbacks: Strings = ()
-    """Slots that answer in this one's place when it cannot in time."""
-
-    fallback_after_s: Seconds = 5
-    """A request that has waited for so long goes to a fallback that can answer at once."""
-
-    check_output: bool | None = None
-    """After each load, once nobody is served, see whether the engine writes words; unset = for llm
-    slots whose engine slotd runs."""
-
-    liveness_timeout_s: Seconds = 30
-    """An engine that neither works nor answers its health check for so long is killed; 0 = never."""
-
-    max_parallel: int = Field(default=4, ge=1)
-    """Requests served at a time; further ones queue."""
-
-    max_queue: Count = 64
-    """Requests that may queue; further ones are refused."""
-
-    idle_after_s: Seconds = 300
-    """Quiet for so long = idle; 0 = never."""
-
-    ttl_s: Seconds = 0
-    """Unload after so long idle; 0 = never."""
-
-    ready_timeout_s: float = Field(default=180, gt=0)
-    """Longest load."""
-
-    stop_timeout_s: Seconds = 10
-    """Time to end after SIGTERM; then SIGKILL."""
-
-    drain_timeout_s: Seconds = 30
-    """Time that running requests have before an unload, swap or reload ends them."""
-
-    abandon_after_s: Seconds = 5
-    """A load that nobody waits for any more is given up after so long."""
-
-    pull_stall_s: float = Field(default=120, gt=0)
-    """A download without progress fails after so long."""
-
-    command: Args = ()
-    """The engine's program and arguments; {port}, {host}, {model_path} and {model} are filled in."""
-
-    env: Mapping[str, str] = Field(default_factory=dict)
-    """Added to the engine's environment; the same placeholders."""
-
-    cwd: str = ""
-    """The engine's working directory; "" = slotd's own."""
-
-    health_path: UrlPath = ""
-    """Answers 200 when the engine is well; "" = as the engine's kind has it."""
-
-    ready_path: UrlPath = ""
-    """Lists the models of a ready engine; "" = as the engine's kind has it."""
-
-    ready_models: bool | None = None
-    """Whether ready means that a model is listed; unset = as the engine's kind has it."""
-
-    model_name: str = ""
-    """Put into forwarded requests, for an engine that insists on a name; "" = left as it came."""
-
-    nonstream_cancel: Literal["", "assemble", "close", "none"] = ""
-    """What stops a non-streaming request whose client has left: "assemble" = slotd streams from the
-    engine and puts the answer together (as llama.cpp streams), "close" = closing the connection,
-    "none" = nothing; "" = as the engine's kind has it."""
-
-    url: UrlText = ""
-    """The server of an external slot."""
-
-    auth: Auth = "none"
-    """How to show the key: none, bearer, x-api-key or header:<Name>."""
-
-    key_env: EnvName = ""
-    """Environment variable with the key."""
-
-    # After ``engine``: its validator needs to know which.
-    options: LlamaCppOptions | NoOptions = Field(default_factory=dict, validate_default=True)
-    """The engine's own options."""
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _options_of_engine(cls, value: Any, info: ValidationInfo) -> Any:
-        engine = info.data.get("engine")
-        if engine is None:
-            return NoOptions()  # the engine's own fault is reported; these could not be judged
-        if isinstance(value, Section):
-            return value
-        return OPTIONS[engine].model_validate(value)
 
 
 class UpstreamConfig(Section):
@@ -445,6 +330,7 @@ class Config(Section):
     dispatcher: DispatcherConfig = Field(default_factory=DispatcherConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     journal: JournalConfig = Field(default_factory=JournalConfig)
+    omni: OmniConfig = Field(default_factory=OmniConfig)
     process: ProcessConfig = Field(default_factory=ProcessConfig)
     models: Mapping[str, ModelConfig] = Field(default_factory=dict)
     """Weights by model id."""

@@ -6,13 +6,14 @@ error before anything starts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from slotd.config.fields import Args, Count, Section, Strings
 
-__all__ = ["OPTIONS", "LlamaCppOptions", "NoOptions", "Options"]
+__all__ = ["OPTIONS", "ComfyOptions", "LlamaCppOptions", "NoOptions", "Options"]
 
 
 class NoOptions(Section):
@@ -70,12 +71,26 @@ class LlamaCppOptions(Section):
     """Further arguments, spelt as for llama-server; they win over the options above."""
 
 
-Options = LlamaCppOptions | NoOptions
+class ComfyOptions(Section):
+    """ComfyUI. A workflow is a file in its API format with placeholders."""
 
-OPTIONS: dict[str, type[LlamaCppOptions] | type[NoOptions]] = {
+    workflows: Mapping[str, str] = Field(default_factory=dict)
+    """Workflow files for pictures from words, by the name that requests give as their model; the first
+    serves requests that name none."""
+
+    edit_workflows: Mapping[str, str] = Field(default_factory=dict)
+    """The same for /v1/images/edits."""
+
+    queue_timeout_s: float = Field(default=600, gt=0)
+    """Longest that a request waits behind others in ComfyUI's own queue."""
+
+
+Options = LlamaCppOptions | ComfyOptions | NoOptions
+
+OPTIONS: dict[str, type[LlamaCppOptions] | type[ComfyOptions] | type[NoOptions]] = {
     "llama-cpp": LlamaCppOptions,
     "command": NoOptions,
-    "comfyui": NoOptions,
+    "comfyui": ComfyOptions,
     "external": NoOptions,
 }
 """Engine → the model of its options; also the list of engines."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from slotd.capability.choice import choose
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
 from slotd.dispatch.entries import BindingEntry, DispatchLimits, SlotEntry, UpstreamEntry
 from slotd.dispatch.route import Rule, SlotTarget, Target, UpstreamTarget
@@ -21,12 +22,14 @@ class RouteTable:
     1. Slot names, and ``slotd/<slot>``.
     2. Model ids. The rows show what is configured; a slot that has been
        swapped answers to its present model and no longer to its former one.
-    3. Aliases.
+    3. Aliases. A name of these three kinds with ``:VARIANT`` means the slots that have
+       such a variant, unless it is one of those names itself.
     4. Bindings in declared order, as globs on the whole name, with case.
-    5. Defaults of endpoints. A request without a model goes to its type's
-       ``default = true`` slot, else to the type's first slot: the capability
-       axis picks the same one. A *name* that no rule above knows is taken by
-       the ``default = true`` slot only, and never on an ``llm`` endpoint.
+    5. Defaults of endpoints. A request without a model goes to the slot that the
+       capability axis chooses: its type's ``default = true`` slot, else the type's
+       first (where the endpoint prefers a label, among those that have it). A
+       *name* that no rule above knows goes there too if the type has a
+       ``default = true`` slot, and never on an ``llm`` endpoint.
 
     Rule 5 comes before all catalogs. Where an embedding slot is the default,
     no name on ``/v1/embeddings`` reaches a remote unless a binding sends it
@@ -50,10 +53,23 @@ class RouteTable:
             *self.by_slot.values(),
             *self.by_model.values(),
             *self.by_alias.values(),
+            *self.variants(),
             *self.bindings,
             *self.unnamed.values(),
             *self.unbound.values(),
         ]
+
+    def variants(self) -> Iterable[Rule]:
+        """The rows of ``NAME:VARIANT``, as configured."""
+        for name, rule in {**self.by_slot, **self.by_model, **self.by_alias}.items():
+            for variant in dict.fromkeys(v for t in rule.targets for v in self.slots[t.name].variants):
+                if (found := self.variant_of(rule, f"{name}:{variant}", variant)) is not None:
+                    yield found
+
+    def variant_of(self, rule: Rule, match: str, variant: str) -> Rule | None:
+        """The rule for those of ``rule``'s slots that have the variant."""
+        targets = tuple(t for t in rule.targets if variant in self.slots[t.name].variants)
+        return Rule("variant", match, targets, variant=variant) if targets else None
 
     def bound(self, name: str) -> Iterable[Rule]:
         """The bindings that match the name, in declared order."""
@@ -92,13 +108,13 @@ def compile_table(
     unnamed: dict[str, Rule] = {}
     unbound: dict[str, Rule] = {}
     for path, endpoint in ENDPOINTS.items():
-        of_type = [s for s in slots if s.type == endpoint.type]
-        flagged = next((s for s in of_type if s.default), None)
-        chosen = flagged or next(iter(of_type), None)
-        if chosen is not None:
-            unnamed[path] = Rule("default", "", (SlotTarget(chosen.name),), endpoint=path)
-        if flagged is not None and _takes_any_name(endpoint):
-            unbound[path] = Rule("default", "*", (SlotTarget(flagged.name),), endpoint=path)
+        chosen = choose(slots, endpoint.type, endpoint.prefers) or choose(slots, endpoint.type)
+        if chosen is None:
+            continue
+        unnamed[path] = Rule("default", "", (SlotTarget(chosen.name),), endpoint=path)
+        declared = any(s.default for s in slots if s.type == endpoint.type)
+        if declared and _takes_any_name(endpoint):
+            unbound[path] = Rule("default", "*", (SlotTarget(chosen.name),), endpoint=path)
     return RouteTable(
         slots={s.name: s for s in slots},
         upstreams={u.name: u for u in upstreams},

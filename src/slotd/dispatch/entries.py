@@ -14,13 +14,18 @@ __all__ = ["BindingEntry", "DispatchLimits", "SlotEntry", "UpstreamEntry"]
 
 @dataclass(frozen=True, slots=True)
 class SlotEntry:
-    """A configured slot. ``model``: the id it is to serve, empty if its engine decides."""
+    """A configured slot. ``model``: the id it is to serve, empty if its engine decides.
+
+    ``variants``: it answers to ``NAME:VARIANT`` too, for each of its names.
+    """
 
     name: str
     type: str
     model: str = ""
     aliases: tuple[str, ...] = ()
     default: bool = False
+    labels: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,10 @@ def compile_config(config: Config) -> RouteTable:
     """The route table of a configuration."""
     d = config.dispatcher
     return compile_table(
-        slots=[SlotEntry(n, s.type, s.model, s.aliases, s.default) for n, s in config.slots.items()],
+        slots=[
+            SlotEntry(n, s.type, s.model, s.aliases, s.default, config.labels_of(n), tuple(s.variants))
+            for n, s in config.slots.items()
+        ],
         upstreams=[
             UpstreamEntry(n, u.url, u.auth, u.key_env, u.models, u.connect_timeout_s)
             for n, u in config.upstreams.items()

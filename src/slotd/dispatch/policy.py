@@ -138,7 +138,7 @@ class _Search:
         if model is None:
             default = table.unnamed.get(self.path)
             return self._registry(default) if default is not None else self._missing()
-        rule = table.by_slot.get(model) or self._serving(model) or table.by_alias.get(model)
+        rule = self._named(model) or self._variant(model)
         if rule is not None:
             return self._registry(rule)
         for rule in table.bound(model):
@@ -163,6 +163,15 @@ class _Search:
             details={"endpoint": self.path},
         )
 
+    def _named(self, name: str) -> Rule | None:
+        table = self.world.table
+        return table.by_slot.get(name) or self._serving(name) or table.by_alias.get(name)
+
+    def _variant(self, name: str) -> Rule | None:
+        base, _, variant = name.rpartition(":")
+        rule = self._named(base) if base else None
+        return None if rule is None else self.world.table.variant_of(rule, name, variant)
+
     def _serving(self, model: str) -> Rule | None:
         targets = self.world.serving.get(model)
         return None if targets is None else Rule("model", model, targets)
@@ -174,7 +183,9 @@ class _Search:
             return self._mismatch(str(rule), rule.targets)
         target = min(fitting, key=self._weigh)  # min takes the first of equals
         slot_model = self._slot_model(target)
-        return self._route(target, 1, str(rule), rule.model or slot_model, slot_model=slot_model)
+        return self._route(
+            target, 1, str(rule), rule.model or slot_model, slot_model=slot_model, variant=rule.variant
+        )
 
     def _catalogs(self, model: str) -> Route | SlotdError | None:
         """Tier 2. Slots come before remotes: both are in declared order, and a slot is nearer."""
@@ -245,6 +256,7 @@ class _Search:
         *,
         slot_model: str = "",
         generation: int | None = None,
+        variant: str = "",
     ) -> Route:
         considered = tuple(self.considered) or (Considered(target, ABLE, "remote, not known to be down"),)
         return Route(
@@ -256,6 +268,7 @@ class _Search:
             cache=cache,
             slot_model=slot_model,
             generation=generation,
+            variant=variant,
             considered=considered,
         )
 

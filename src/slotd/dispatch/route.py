@@ -42,13 +42,15 @@ class Rule:
     ``match``: the name or glob; for a default, empty for requests that name
     no model and ``*`` for names that no other rule knows. ``endpoint``: the
     path that a default is for. ``model``: what the name is rewritten to.
+    ``variant``: of the slot, by which requests are changed.
     """
 
-    kind: Literal["slot", "model", "alias", "binding", "default"]
+    kind: Literal["slot", "model", "alias", "variant", "binding", "default"]
     match: str
     targets: tuple[Target, ...]
     model: str | None = None
     endpoint: str | None = None
+    variant: str = ""
 
     def __str__(self) -> str:
         if self.kind != "default":
@@ -81,7 +83,8 @@ class Route:
     request bore. ``slot_model``: for a slot, the model it was to serve when
     the route was found; the lease refuses if it has been swapped since.
     ``generation``: for a route that rests on what a running engine listed,
-    that engine's generation; None where any generation will do.
+    that engine's generation; None where any generation will do. ``variant``: of
+    the slot, by which the request is changed.
     """
 
     target: Target
@@ -92,6 +95,7 @@ class Route:
     cache: Cache = "none"
     slot_model: str = ""
     generation: int | None = None
+    variant: str = ""
     considered: tuple[Considered, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,15 +8,19 @@ import msgspec
 import structlog
 import trio
 
+from slotd.artifacts import Keep
 from slotd.dispatch import Route
 from slotd.errors import EngineLost, RouteStale, SlotQueueTimeout, StreamStalled
 from slotd.events import EventBus, types
+from slotd.exchange.adapted import serve_adapted
 from slotd.exchange.assemble import NotAssemblable, plan_assembly, set_field
 from slotd.exchange.carriage import Carriage
 from slotd.exchange.claims import Claims
 from slotd.exchange.fallback import model_for
 from slotd.exchange.forward import Outgoing, forward, forward_assembled
+from slotd.exchange.multipart import set_value
 from slotd.exchange.race import first_of
+from slotd.exchange.shaping import shape
 from slotd.exchange.stall import TOTAL, Watch
 from slotd.exchange.transport import BrokenUpstream, LocalTransport
 from slotd.slot.lease import Lease
@@ -42,9 +46,10 @@ class _Lost(Exception):
 class Attempts:
     """Serves requests by slots. Owns nothing; one object serves all."""
 
-    def __init__(self, slots: SlotManager, bus: EventBus) -> None:
+    def __init__(self, slots: SlotManager, bus: EventBus, keep: Keep) -> None:
         self._slots = slots
         self._bus = bus
+        self._keep = keep
 
     async def serve(self, carriage: Carriage, route: Route, slot: str) -> None:
         """Answer the request by ``slot``, or by a slot that stands in for it.
@@ -119,7 +124,12 @@ class Attempts:
         ):
             assembly = plan_assembly(inbound.endpoint.upstream_path, outgoing.body)
         transport = LocalTransport(lease.http)
+        adapter = lease.abilities.adapters.get(inbound.endpoint.upstream_path)
         try:
+            if adapter is not None:
+                with Watch(carriage.policy.stall, began) as watch:
+                    await serve_adapted(adapter, inbound, outgoing.body, lease, answer, watch, self._keep)
+                return
             if assembly is not None:
                 try:
                     with Watch(carriage.policy.stall, began) as watch:
@@ -137,17 +147,26 @@ class Attempts:
             raise
 
     def _body(self, carriage: Carriage, route: Route, lease: Lease) -> bytes:
-        """The body with the model's name as the engine needs it, else as the client wrote it."""
+        """The body as the slot's operator has it, with the model's name as the engine needs it."""
+        body = self._named(carriage, route, lease)
+        shaping = carriage.policy.shaping.get(lease.slot)
+        if shaping is None or carriage.inbound.multipart:
+            return body
+        return shape(body, carriage.inbound.endpoint.upstream_path, shaping, route.variant)
+
+    def _named(self, carriage: Carriage, route: Route, lease: Lease) -> bytes:
         inbound, asked = carriage.inbound, carriage.head.model
-        if inbound.endpoint.body != "json":
-            return inbound.body
         name = lease.model_name
         if not name and carriage.record.fallback_from:
             name = model_for(asked, self._slots.snapshot(lease.slot).models, lease.model)
         elif not name and route.model != route.slot_model:
             name = route.model  # what a binding says
+        elif not name and route.variant and asked is not None:
+            name = lease.model or asked.removesuffix(f":{route.variant}")
         if not name or asked == name:
             return inbound.body
+        if carriage.inbound.multipart:
+            return set_value(inbound.body, b"model", name.encode()) if asked is not None else inbound.body
         return set_field(inbound.body, "model", msgspec.json.encode(name))
 
     async def _engine_lost(self, lease: Lease, exc: BrokenUpstream) -> EngineLost:

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import trio
 
+from slotd.artifacts import Keep
 from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
 from slotd.errors import (
     RouteStale,
@@ -33,6 +34,7 @@ from slotd.exchange.carriage import Carriage
 from slotd.exchange.forward import Outgoing, forward
 from slotd.exchange.heartbeat import Heartbeat, can_stream
 from slotd.exchange.inbound import ClientGone, Inbound, Outbound, read_head
+from slotd.exchange.multipart import set_value
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import Watch
@@ -52,6 +54,7 @@ class Exchange:
 
     ``remote`` gives the way to an upstream, or raises :class:`RouteStale` if it
     is configured no more. ``policy`` is asked once for each request.
+    ``keep`` takes results that a client fetches later.
     """
 
     def __init__(
@@ -62,12 +65,13 @@ class Exchange:
         records: RecordBook,
         policy: Callable[[], Policy],
         bus: EventBus,
+        keep: Keep,
     ) -> None:
         self._dispatcher = dispatcher
         self._remote = remote
         self._records = records
         self._policy = policy
-        self._attempts = Attempts(slots, bus)
+        self._attempts = Attempts(slots, bus, keep)
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         """Answer the request, whatever happens; returns when the answer is complete.
@@ -87,6 +91,7 @@ class Exchange:
             trio.current_time(),
             time.time(),
             bytes_in=len(inbound.body),
+            parent=inbound.parent,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
         self._records.open(record)
@@ -163,8 +168,11 @@ class Exchange:
         """Once only: what an upstream that is not ours has done with a request is not known."""
         inbound = carriage.inbound
         body = inbound.body
-        if inbound.endpoint.body == "json" and carriage.head.model != route.model:
-            body = set_field(body, "model", msgspec.json.encode(route.model))
+        if carriage.head.model != route.model:
+            if inbound.multipart:
+                body = set_value(body, b"model", route.model.encode())
+            else:
+                body = set_field(body, "model", msgspec.json.encode(route.model))
         try:
             with Watch(carriage.policy.stall) as watch:
                 await forward(Outgoing.of(inbound, body), self._remote(name), carriage.answer, watch)

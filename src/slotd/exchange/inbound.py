@@ -25,6 +25,7 @@ class Inbound:
 
     ``path`` and ``query`` are as the client sent them; ``headers`` have
     lower-case names. ``key_priority``: that of the client's API key, if it has one.
+    ``parent``: the request on whose behalf slotd makes this one.
     """
 
     id: str
@@ -36,6 +37,12 @@ class Inbound:
     endpoint: Endpoint
     client: str = ""
     key_priority: int | None = None
+    parent: str = ""
+
+    @property
+    def multipart(self) -> bool:
+        """Whether the body is a form. Where one is expected, a JSON object may come too."""
+        return is_form(self.endpoint, self.body)
 
 
 class ClientGone(Exception):
@@ -76,13 +83,18 @@ def header(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
+def is_form(endpoint: Endpoint, body: bytes) -> bool:
+    """Whether a body is a multipart form. Where one is expected, a JSON object may come too."""
+    return endpoint.body == "multipart" and body[:2] == b"--"
+
+
 def read_head(endpoint: Endpoint, body: bytes) -> Head:
     """Find ``model`` and ``stream`` without building the document.
 
     Raises :class:`slotd.errors.InvalidJson`, or :class:`slotd.errors.RequestInvalid`
     for a model name beyond ``MODEL_MAX``.
     """
-    if endpoint.body == "multipart" and body[:2] == b"--":
+    if is_form(endpoint, body):
         short = short_fields(body, (b"model", b"stream"))
         return Head(short.get(b"model") or None, short.get(b"stream") == "true")
     fields = top_level(body)

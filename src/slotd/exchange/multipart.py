@@ -1,4 +1,4 @@
-"""Finding short text fields in a multipart body, without taking it apart.
+"""Finding and changing short text fields in a multipart body, without taking it apart.
 
 Bodies are megabytes of audio or images beside a field or two. A part's head is
 read only where a part can begin: behind a line that is the boundary, which
@@ -9,9 +9,9 @@ faster, whatever the body holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
-__all__ = ["short_fields"]
+__all__ = ["set_value", "short_fields"]
 
 HEAD_MAX = 8192
 """The longest part head that is looked at; bytes."""
@@ -33,26 +33,44 @@ def short_fields(body: bytes, names: Collection[bytes]) -> dict[bytes, str]:
     A field with a file name is a file, not a field. The boundary is taken from
     the body's first line.
     """
-    end = body.find(b"\r\n")
-    boundary = body[:end]
-    if end < 3:
-        return {}
     found: dict[bytes, str] = {}
-    delimiter = b"\r\n" + boundary
-    at = end  # where a boundary line ends
+    for name, begin, end in _fields(body):
+        if name in names:
+            found.setdefault(name, body[begin:end].decode("utf-8", "replace"))
+            if len(found) == len(names):
+                break  # all there is to know
+    return found
+
+
+def set_value(body: bytes, name: bytes, value: bytes) -> bytes:
+    """``body`` with another value in the first field of this name; as it is if there is no such short field.
+
+    ``value`` goes in as it is: it must not contain the boundary.
+    """
+    for field, begin, end in _fields(body):
+        if field == name:
+            return b"".join((body[:begin], value, body[end:]))
+    return body
+
+
+def _fields(body: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, and begin and end of the value, of each short field."""
+    at = body.find(b"\r\n")  # where a boundary line ends
+    if at < 3:
+        return
+    delimiter = b"\r\n" + body[:at]
     for _ in range(PARTS_MAX):
         following = body.find(delimiter, at)
         if following < 0:
-            break
+            return
         head_end = body.find(b"\r\n\r\n", at, min(at + HEAD_MAX, following + 2))
         if head_end >= 0 and following - (head_end + 4) <= VALUE_MAX:
             name = _name(body[at:head_end])
-            if name is not None and name in names:
-                found.setdefault(name, body[head_end + 4 : following].decode("utf-8", "replace"))
+            if name is not None:
+                yield name, head_end + 4, following
         at = following + len(delimiter)
-        if len(found) == len(names) or body[at : at + 2] != b"\r\n":
-            break  # all there is to know, or the closing boundary
-    return found
+        if body[at : at + 2] != b"\r\n":
+            return  # the closing boundary
 
 
 def _name(head: bytes) -> bytes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from slotd.config import Config
+from slotd.exchange.shaping import Shaping
 from slotd.exchange.stall import StallLimits
 
 __all__ = ["NO_FALLBACKS", "Fallbacks", "Policy"]
@@ -30,7 +31,7 @@ class Policy:
     ``max_replays``: how often it is sent again when its engine is lost before
     anything of the answer went to the client. ``heartbeat_after_s``: a streaming
     request that waits longer hears comments every ``heartbeat_every_s``; 0 = never.
-    ``fallbacks``: by slot, only those that have any.
+    ``fallbacks``, ``shaping``: by slot, only those that have any.
     """
 
     stall: StallLimits = field(default_factory=StallLimits)
@@ -38,6 +39,7 @@ class Policy:
     heartbeat_after_s: float = 10.0
     heartbeat_every_s: float = 5.0
     fallbacks: Mapping[str, Fallbacks] = field(default_factory=dict)
+    shaping: Mapping[str, Shaping] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -53,4 +55,5 @@ class Policy:
                 for slot in config.slots.values()
                 if slot.fallbacks
             },
+            shaping={slot.name: shaping for slot in config.slots.values() if (shaping := Shaping.of(slot))},
         )

@@ -26,6 +26,9 @@ class RequestRecord:
     ``fallback_from``: the slot in whose place another answered;
     ``fallback_error``: why, if that slot refused (an error's code).
 
+    ``progress``: how far its engine is, in words, where it tells. ``parent``: the
+    request on whose behalf slotd made this one.
+
     ``cause``: what a request that is ended from outside is answered with.
     """
 
@@ -42,6 +45,7 @@ class RequestRecord:
     target_model: str = ""
     cache: str = ""
     phase: str = "resolving"
+    progress: str = ""
     generation: int | None = None
     resolve_s: float | None = None
     wait_s: float | None = None
@@ -55,6 +59,7 @@ class RequestRecord:
     bytes_in: int = 0
     bytes_out: int = 0
     replays: int = 0
+    parent: str = ""
     priority: int = 0
     fallback_from: str = ""
     fallback_error: str | None = None
@@ -80,6 +85,8 @@ class RequestRecord:
             "cache": self.cache,
             "generation": self.generation,
             "phase": self.phase,
+            "progress": self.progress or None,
+            "parent": self.parent or None,
             "resolve_s": self.resolve_s,
             "wait_s": self.wait_s,
             "first_byte_s": self.first_byte_s,
@@ -101,18 +108,25 @@ class RequestRecord:
 class RecordBook:
     """Live requests and the last ``keep`` finished ones.
 
-    ``on_finish`` is called with each record as it ends, in the exchange's
-    task; it must not block.
+    ``on_finish`` is called with each record as it ends, and ``on_start`` as it
+    begins, in the exchange's task; they must not block.
     """
 
-    def __init__(self, keep: int, on_finish: Callable[[RequestRecord], None]) -> None:
+    def __init__(
+        self,
+        keep: int,
+        on_finish: Callable[[RequestRecord], None],
+        on_start: Callable[[RequestRecord], None] = lambda record: None,
+    ) -> None:
         self._live: dict[str, RequestRecord] = {}
         self._recent: deque[RequestRecord] = deque(maxlen=keep)
         self._on_finish = on_finish
+        self._on_start = on_start
         self._ended: SlotdError | None = None
 
     def open(self, record: RequestRecord) -> None:
         self._live[record.id] = record
+        self._on_start(record)
         if self._ended is not None:
             self._end(record, self._ended)
 

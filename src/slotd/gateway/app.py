@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
 from slotd.errors import (
+    ArtifactNotFound,
     NoRouteFound,
     RequestInvalid,
     RequestNotFound,
@@ -36,6 +37,8 @@ from slotd.names import close_names
 from slotd.process.logs import LogGap, LogSubscription
 
 __all__ = ["build_app"]
+
+ARTIFACTS = "/api/artifacts/"
 
 KEEP_ALIVE_S = 15.0
 """A comment this often on quiet event streams, so that dead readers are noticed."""
@@ -73,7 +76,7 @@ def build_app(services: Services) -> QuartTrio:
     _add_relay(app, services)
     _add_models(app, services)
     _add_management(app, services)
-    add_memory(app, services.arbiter, _json)
+    add_memory(app, services.arbiter, services.slots, _json)
     add_history(app, services, _json)
     _add_streams(app, services)
     return app
@@ -82,7 +85,8 @@ def build_app(services: Services) -> QuartTrio:
 def _add_errors(app: QuartTrio, services: Services) -> None:
     @app.before_request
     async def authenticate() -> None:
-        if request.path != "/health":
+        # An artifact's id is a secret of its own: a page shows it by its URL alone.
+        if request.path != "/health" and not request.path.startswith(ARTIFACTS):
             g.key_priority = check_key(request.headers, services.api_keys)
 
     @app.errorhandler(SlotdError)
@@ -236,6 +240,16 @@ def _add_management(app: QuartTrio, services: Services) -> None:
     @app.get("/api/upstreams")
     async def upstreams() -> Response:
         return _json({"upstreams": [u.as_dict() for u in dispatcher.upstreams()]})
+
+    @app.get(f"{ARTIFACTS}<id>")
+    async def artifact(id: str) -> Response:
+        kept = services.artifacts.get(id)
+        if kept is None:
+            raise ArtifactNotFound("nothing is kept under this id; results are kept for a while only")
+        response = Response(kept.data, content_type=kept.content_type)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["content-security-policy"] = "default-src 'none'"
+        return response
 
     @app.get("/api/requests")
     async def list_requests() -> Response:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from slotd.actor import Snapshot
 from slotd.arbiter.actor import Arbiter
+from slotd.artifacts import Artifacts
 from slotd.config import Config
 from slotd.config.reread import Reading
 from slotd.dispatch import Dispatcher
@@ -39,6 +40,7 @@ class Services:
     records: RecordBook
     bus: EventBus
     journal: Journal
+    artifacts: Artifacts
     metrics: Metrics
     uploads: Uploads
     run_id: str

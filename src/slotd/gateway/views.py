@@ -25,6 +25,8 @@ def slot_view(s: SlotSnapshot) -> dict[str, Any]:
         "models": list(s.models),
         "labels": list(s.labels),
         "aliases": list(s.aliases),
+        "variants": list(s.variants),
+        "context_length": s.context,
         "default": s.default,
         "pinned": s.pinned,
         "draining": s.draining,
@@ -66,6 +68,8 @@ def model_item(id: str, s: SlotSnapshot, created: int) -> dict[str, Any]:
         "type": s.type,
         "labels": list(s.labels),
         "aliases": list(s.aliases),
+        "variants": list(s.variants),
+        "context_length": s.context,
         "slot": s.name,
         "status": {"value": "loaded" if s.state in UP else "unloaded", "state": str(s.state)},
     }
@@ -81,7 +85,7 @@ def model_list(
     """``/v1/models``: what configured slots serve, then what warm catalogs of upstreams list.
 
     A model served by several slots is listed once, under the first. ``aliases``:
-    after the slots' models come their names and aliases, each with the model that
+    after the slots' models come their names, aliases and variants, each with the model that
     it means as ``alias_of``.
     """
     items: dict[str, dict[str, Any]] = {}
@@ -89,7 +93,9 @@ def model_list(
         for id in (s.model or s.name, *s.models):
             items.setdefault(id, model_item(id, s, created))
     for s in slots.values() if aliases else ():
-        for id in (s.name, *s.aliases):
+        names = (s.name, *s.aliases)
+        variants = (f"{name}:{variant}" for name in (s.model or s.name, *names) for variant in s.variants)
+        for id in (*names, *variants):
             items.setdefault(id, {**model_item(id, s, created), "alias_of": s.model or s.name})
     for upstream, models in upstream_models.items():
         for id in models:

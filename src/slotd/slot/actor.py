@@ -19,6 +19,7 @@ import trio
 from slotd.actor import Actor, Mailbox, Reply, Snapshot
 from slotd.arbiter import tenant
 from slotd.arbiter.tenant import TenantFacts
+from slotd.capability.choice import LoadedSlot
 from slotd.errors import RequestCancelled, SlotdError
 from slotd.events import EventBus, types
 from slotd.process.logs import LogRing
@@ -40,7 +41,10 @@ DRIFT_LOOK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SlotIdentity:
-    """The configured facts of a slot. They change only by :class:`slotd.slot.actor.Configure`."""
+    """The configured facts of a slot. They change only by :class:`slotd.slot.actor.Configure`.
+
+    ``context``: tokens that one request may come to, prompt and answer, None if unknown.
+    """
 
     spec: SlotSpec
     type: str
@@ -54,6 +58,21 @@ class SlotIdentity:
     exclusive: str = ""
     restore_after_s: float = 3600.0
     owns_memory: bool = True
+    system_prompt: str = ""
+    context: int | None = None
+    variants: tuple[str, ...] = ()
+
+    def loaded(self, model: str) -> LoadedSlot:
+        """As the capability axis sees it while it is to serve ``model``."""
+        return LoadedSlot(
+            name=self.spec.name,
+            model_id=model or self.spec.name,
+            type=self.type,
+            device=self.device,
+            labels=self.labels,
+            system_prompt=self.system_prompt,
+            default=self.default,
+        )
 
     def facts(self) -> TenantFacts:
         """What the arbiter has to know."""
@@ -370,6 +389,8 @@ class SlotActor(Actor[ev.Message | Configure]):
                 models=s.models,
                 labels=identity.labels,
                 aliases=identity.aliases,
+                context=identity.context,
+                variants=identity.variants,
                 default=identity.default,
                 pinned=s.spec.pinned,
                 draining=s.ending is not None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from slotd.adapt import Adapter
 from slotd.arbiter.tenant import Need
 from slotd.process.plan import EngineHandle, Launcher, LaunchPlan
 from slotd.wire.http1 import Http1Pool
@@ -38,11 +39,13 @@ class Abilities:
     together, since closing a stream stops it. ``close``: closing the connection,
     if anything. ``none``: nothing does; the engine works to the end.
     ``model_name``: what to write into a request's ``model`` field, "" to leave
-    it as the client wrote it.
+    it as the client wrote it. ``adapters``: by endpoint, for those that the
+    engine does not speak as the client does.
     """
 
     nonstream_cancel: Literal["assemble", "close", "none"] = "none"
     model_name: str = ""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     def note(self) -> str | None:
         """What a user should know, for the slot's snapshot."""

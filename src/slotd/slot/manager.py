@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -14,6 +14,7 @@ import trio
 from slotd.actor import ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Snapshot, Supervisor
 from slotd.arbiter import tenant
 from slotd.arbiter.tenant import TenantFacts
+from slotd.capability.choice import LoadedSlot, choose, refusal
 from slotd.errors import ActorGone, ServerStopping, SlotdError, SlotNotFound, SlotUnkillable
 from slotd.events import EventBus, Subscription, types
 from slotd.names import nearest
@@ -132,6 +133,12 @@ class SlotManager:
         if self._landlord is not None:
             self._landlord.register(identity.facts(), entry)
         entry.mailbox.post(Configure(identity, backend))
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Give the slots this declared order; any that is not named comes after those that are."""
+        order = {name: i for i, name in enumerate(names)}
+        last = len(order)
+        self._entries = dict(sorted(self._entries.items(), key=lambda item: order.get(item[0], last)))
 
     async def remove(self, name: str) -> None:
         """Take a slot away: unknown at once, gone when its requests are done."""
@@ -269,6 +276,29 @@ class SlotManager:
         """Every transition of the slot from now on, as bus events, none skipped silently."""
         self._entry(name)
         return self._bus.subscribe(match=lambda e: e.slot == name and e.kind == types.SLOT_TRANSITION)
+
+    # --- the capability axis ----------------------------------------------------------
+
+    def loaded_slots(self) -> tuple[LoadedSlot, ...]:
+        """Every configured slot in declared order, by what it can do. Whether it runs is no matter."""
+        return tuple(e.identity.loaded(e.snapshot.value.model) for e in self._entries.values())
+
+    def resolve_for_request(self, type: str, required_labels: Collection[str] = ()) -> LoadedSlot:
+        """The slot for something of ``type`` that needs these labels.
+
+        See :func:`slotd.capability.choice.choose`.
+        Reads what is configured, wakes nothing, never waits. Raises
+        :class:`slotd.errors.NoCapableSlot`.
+        """
+        slots = self.loaded_slots()
+        chosen = choose(slots, type, required_labels)
+        if chosen is None:
+            raise refusal(slots, type, required_labels)
+        return chosen
+
+    def route_for_request(self, type: str, required_labels: Collection[str] = ()) -> str:
+        """The name of :meth:`resolve_for_request`'s slot."""
+        return self.resolve_for_request(type, required_labels).name
 
     async def wait_for(self, name: str, states: Iterable[SlotState]) -> SlotSnapshot:
         """Wait until the slot's snapshot shows one of ``states``."""

@@ -79,7 +79,8 @@ class SlotSnapshot:
     loading engine found. ``retry_at``: when a slot that keeps
     failing is tried again. ``drift``: what runs is not what is configured.
     ``checked``: what became of the output check. ``ram_mb``, ``gpu_mb``: what
-    it takes up, measured or reserved. ``notes``: what a user should know of
+    it takes up, measured or reserved. ``context``: tokens that one request may
+    come to, None if unknown. ``notes``: what a user should know of
     the engine (for example that it offers no way to stop a non-streaming
     request).
     """
@@ -121,6 +122,8 @@ class SlotSnapshot:
     checked: str = ""
     ram_mb: int | None = None
     gpu_mb: int | None = None
+    context: int | None = None
+    variants: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

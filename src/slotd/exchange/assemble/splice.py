@@ -13,13 +13,15 @@ use, and afterwards no reader can disagree. Its values still keep their bytes.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
 from slotd.errors import InvalidJson
 
-__all__ = ["Fields", "remove_field", "set_field", "top_level"]
+__all__ = ["Fields", "edit_fields", "raw_field", "remove_field", "set_field", "top_level"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +65,57 @@ def top_level(body: bytes) -> Fields:
 
 
 def set_field(body: bytes, key: str, raw_value: bytes) -> bytes:
-    """``body`` with the top-level ``key`` set to ``raw_value`` (JSON text).
-
-    An existing key is changed where it stands, a new one is put first. Raises
-    :class:`~slotd.errors.InvalidJson` when the body is not a JSON object.
-    """
-    body, members = _members(body)
-    for member in members:
-        if member.key == key:
-            return b"".join((body[: member.value], raw_value, body[member.end :]))
-    inside = body.index(b"{") + 1
-    name = msgspec.json.encode(key)
-    return b"".join((body[:inside], name, b":", raw_value, b"," if members else b"", body[inside:]))
+    """``body`` with the top-level ``key`` set to ``raw_value``; see :func:`edit_fields`."""
+    return edit_fields(body, put={key: raw_value})
 
 
 def remove_field(body: bytes, key: str) -> bytes:
-    """``body`` without the top-level ``key``, and without one of its commas.
+    """``body`` without the top-level ``key``; see :func:`edit_fields`."""
+    return edit_fields(body, remove=(key,))
 
-    Raises :class:`~slotd.errors.InvalidJson` when the body is not a JSON object.
+
+def edit_fields(
+    body: bytes,
+    *,
+    remove: Collection[str] = (),
+    fill: Mapping[str, bytes] = MappingProxyType({}),
+    put: Mapping[str, bytes] = MappingProxyType({}),
+) -> bytes:
+    """``body`` with top-level keys removed, then filled in where missing, then set; values are JSON text.
+
+    An existing key is changed where it stands, a new one comes first; all else
+    keeps its bytes. Raises :class:`~slotd.errors.InvalidJson` when the body is
+    not a JSON object.
     """
     body, members = _members(body)
-    for i, member in enumerate(members):
-        if member.key == key:
-            if i > 0:
-                return body[: members[i - 1].end] + body[member.end :]
-            after = members[1].start if len(members) > 1 else member.end
-            return body[: member.start] + body[after:]
-    return body
+    inside = body.index(b"{") + 1
+    new = {**fill, **put}
+    kept: list[bytes] = []  # each with what separates it from the one before
+    at = inside
+    for member in members:
+        before, at = at, member.end
+        if member.key not in put and member.key in remove:
+            continue
+        if not kept and before != inside:  # those that it was separated from are gone
+            kept.append(body[inside : members[0].start])
+            before = member.start
+        value = new.pop(member.key, None)
+        if member.key in put:
+            assert value is not None
+            kept += (body[before : member.value], value)
+        else:
+            kept.append(body[before : member.end])
+    added = b",".join(msgspec.json.encode(key) + b":" + raw for key, raw in new.items())
+    return b"".join((body[:inside], added, b"," if added and kept else b"", *kept, body[at:]))
+
+
+def raw_field(body: bytes, key: str) -> bytes | None:
+    """The text of a top-level value; None if there is none, or the body is no JSON object."""
+    try:
+        found = _object_decoder.decode(body).get(key)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if found is None else bytes(found)
 
 
 # --- where the members are ---------------------------------------------------

@@ -44,6 +44,7 @@ class Injector:
         self._oracle = oracle
         self._expect = expect
         self._edits = 0
+        self._stopped: set[int] = set()
 
     async def inject(self, step: p.Step) -> None:
         """Carry the fault out; returns when it is over. What cannot be done is noted and no error."""
@@ -141,6 +142,8 @@ class Injector:
         await self._order(slot, "load")
 
     async def _freeze(self, pid: int, for_s: float) -> None:
+        if pid in self._stopped:
+            raise Missed("it is frozen for good")
         os.killpg(pid, signal.SIGSTOP)
         try:
             await trio.sleep(for_s)
@@ -157,6 +160,7 @@ class Injector:
                 os.killpg(pid, signal.SIGKILL)
             return
         pid = await self._strike(fault, slot)
+        self._stopped.add(pid)
         incarnation = site.incarnation
         os.killpg(pid, signal.SIGSTOP)
         bound_s = site.limits.liveness_s + 1 + SLACK_S

@@ -1,0 +1,88 @@
+"""An adapter for engines that need one call for one call: only the shapes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from slotd.adapt.contract import Call, Reply
+from slotd.errors import AnswerTooLarge, EngineError
+from slotd.wire.http1 import Http1Pool, Http1Response
+
+__all__ = ["Ask", "Translated", "Translation"]
+
+DOCUMENT_MAX = 16 << 20
+"""The longest answer that is converted; one that is relayed as it comes has no bound."""
+
+WORDS_MAX = 2000
+"""So much of an engine's refusal is passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request in the engine's own shape, and what its answer becomes.
+
+    ``answer_type``: the content type that the client is told, "" for the
+    engine's own. ``convert``: makes the client's document of the engine's; None
+    relays the bytes as they come.
+    """
+
+    target: str
+    body: bytes
+    content_type: str = "application/json"
+    method: str = "POST"
+    answer_type: str = ""
+    convert: Callable[[bytes], bytes] | None = None
+
+
+Translation = Callable[[Call], Ask]
+"""Pure. Raises :class:`slotd.errors.RequestUnprocessable` for a request that has no meaning here."""
+
+
+class Translated:
+    """Implements :class:`slotd.adapt.contract.Adapter` by a :data:`Translation`.
+
+    The client's leaving closes the connection to the engine; what that stops
+    depends on the engine.
+    """
+
+    def __init__(self, translation: Translation) -> None:
+        self._translation = translation
+
+    async def serve(self, call: Call, http: Http1Pool, reply: Reply) -> None:
+        """See :meth:`slotd.adapt.contract.Adapter.serve`."""
+        ask = self._translation(call)
+        headers = [(b"content-type", ask.content_type.encode()), (b"accept", b"*/*")]
+        async with await http.request(
+            ask.method.encode(), ask.target.encode(), headers, ask.body
+        ) as response:
+            reply.progressed()
+            if response.status >= 300:
+                words = await _read(response, reply, WORDS_MAX, cut=True)
+                raise EngineError(
+                    f"the engine answered {response.status}: {words.decode('utf-8', 'replace').strip()}",
+                    details={"status": response.status},
+                )
+            own = dict(response.headers).get(b"content-type", b"application/octet-stream").decode("latin-1")
+            if ask.convert is not None:
+                document = ask.convert(await _read(response, reply, DOCUMENT_MAX))
+                await reply.document(document, content_type=ask.answer_type or "application/json")
+                return
+            kept = (b"content-length",)
+            passed = [(k, v) for k, v in response.headers if k in kept]
+            await reply.begin(200, [(b"content-type", (ask.answer_type or own).encode()), *passed])
+            while data := await response.receive_some():
+                reply.progressed()
+                await reply.send(data)
+
+
+async def _read(response: Http1Response, reply: Reply, most: int, *, cut: bool = False) -> bytes:
+    body = bytearray()
+    while data := await response.receive_some():
+        reply.progressed()
+        body += data
+        if len(body) > most:
+            if cut:
+                break
+            raise AnswerTooLarge(f"the engine's answer is larger than {most} bytes")
+    return bytes(body[:most])
