@@ -43,6 +43,8 @@ from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.transport import RemoteTransport
 from slotd.gateway.app import build_app
+from slotd.gateway.express.lane import Lane
+from slotd.gateway.intake import Intake
 from slotd.gateway.metrics import Metrics
 from slotd.gateway.server import Stopping, bind, run_server
 from slotd.gateway.services import Services
@@ -50,6 +52,7 @@ from slotd.gateway.uploads import Uploads
 from slotd.journal.desired import DesiredState
 from slotd.journal.journal import Journal
 from slotd.model.store import ModelStore
+from slotd.omni import Omni
 from slotd.process.guardian import Guardian
 from slotd.process.identity import Ledger, run_marker, sweep_leftovers
 from slotd.process.local import LocalLauncher
@@ -296,6 +299,15 @@ class Slotd:
             self.bus,
             self.artifacts.put,
         )
+        omni = Omni(
+            exchange,
+            self.slots,
+            self.dispatcher,
+            self.arbiter,
+            self.records,
+            self.artifacts,
+            lambda: settings.value.config,
+        )
         reach = Reach(
             slots=self.slots,
             dispatcher=self.dispatcher,
@@ -305,19 +317,21 @@ class Slotd:
             autoload=self._autoload,
             stopping=self._stop.is_set,
         )
+        uploads = Uploads()
         services = Services(
             settings=settings,
             reload=self._reloader.reload,
             slots=self.slots,
             arbiter=self.arbiter,
             dispatcher=self.dispatcher,
-            exchange=exchange,
+            exchange=omni,
             records=self.records,
             bus=self.bus,
             journal=self.journal,
             artifacts=self.artifacts,
             metrics=self.metrics,
-            uploads=Uploads(),
+            uploads=uploads,
+            intake=Intake(settings, self.records, uploads),
             run_id=self.run_id,
             started_unix=time.time(),
             version=VERSION,
@@ -345,9 +359,11 @@ class Slotd:
         async with trio.open_nursery() as nursery:
 
             async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-                await run_server(
-                    build_app(services), sock, services.settings, stopping, task_status=task_status
-                )
+                lane = None
+                if self.config.server.express:
+                    lane = Lane(services.exchange, services.intake, services.uploads, services.settings)
+                app, settings = build_app(services), services.settings
+                await run_server(app, sock, settings, stopping, lane, task_status=task_status)
 
             await nursery.start(serve)
             self.bus.publish(types.SERVER_STARTED, {"url": self.url, "version": VERSION})

@@ -39,7 +39,7 @@ def slot_spec(config: Config, slot: SlotConfig) -> SlotSpec:
 def _checks_output(slot: SlotConfig) -> bool:
     """Unless it is said: language models that slotd runs itself."""
     if slot.check_output is None:
-        return slot.type == "llm" and slot.engine != "external"
+        return slot.type == "llm" and not slot.attached
     return slot.check_output
 
 
@@ -59,7 +59,7 @@ def slot_identity(config: Config, slot: SlotConfig) -> SlotIdentity:
         device=slot.device,
         exclusive=slot.exclusive,
         restore_after_s=slot.restore_after_s,
-        owns_memory=slot.engine != "external",
+        owns_memory=not slot.attached,
         system_prompt=slot.system_prompt,
         context=_context(slot),
         variants=tuple(slot.variants),
@@ -109,7 +109,7 @@ def touched_slots(old: LoadedConfig, new: LoadedConfig) -> tuple[str, ...]:
         return (
             before != after
             or slot_identity(old.config, before) != slot_identity(new.config, after)
-            or (models and after.engine != "external")
+            or (models and not after.attached)
             or old.secrets.slot_keys.get(name) != new.secrets.slot_keys.get(name)
         )
 

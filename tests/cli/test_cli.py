@@ -64,6 +64,19 @@ def test_version_and_help() -> None:
         assert command in slotd("--help").stdout
 
 
+def test_the_help_has_a_line_for_each_command() -> None:
+    env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "80", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-m", "slotd", "--help"], capture_output=True, text=True, timeout=LIMIT_S, env=env
+    )
+    lines = done.stdout.splitlines()
+    first = next(n for n, line in enumerate(lines) if " serve " in line)
+    last = next(n for n, line in enumerate(lines) if " events " in line)
+    names = [line.strip("│| ").split()[0] for line in lines[first : last + 1]]
+    assert len(names) == len(set(names)) == 19, "a description that goes on begins a line with a word of it"
+    assert "Exit codes: 0 done, 1 refused or failed, 2 wrong usage." in " ".join(done.stdout.split())
+
+
 def test_usage_errors_exit_2() -> None:
     assert slotd("no-such-command").returncode == 2
     assert slotd("load").returncode == 2

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner, Result
 
 from slotd.arbiter.room import Reading
 from slotd.cli.api import Api
-from slotd.cli.check import machine_warnings
+from slotd.cli.check import machine_warnings, socket_warning
+from slotd.cli.output import quiet_log
 from slotd.cli.root import app
 from slotd.config import load_config
 from slotd.testing import Knobs, SlotdProcess, config_text, fake_slot
@@ -172,6 +175,66 @@ def test_what_is_suspicious_is_shown_beside_what_is_wrong() -> None:
     assert "server.prot" in done.stderr
     assert "warning: models.m.source" in done.stderr
     assert "missing.gguf" in done.stderr
+
+
+def test_check_says_nothing_but_what_it_found() -> None:
+    """Whether there is a GPU is of no interest here, nor does slotd's log belong on the terminal."""
+    config = written(command("no-such-program", 'device = "gpu0"'))
+    done = subprocess.run(
+        [sys.executable, "-m", "slotd", "check"], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0
+    assert done.stdout == f"{config.name}: good (1 slot, 0 upstreams)\n"
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: slots.a.command: ")
+
+
+def test_the_log_is_as_before_after_a_check() -> None:
+    before = structlog.get_config()
+    with quiet_log():
+        assert structlog.get_config() != before
+    assert structlog.get_config() == before
+
+
+def test_errors_come_before_warnings_and_nothing_twice() -> None:
+    text = '[server]\nprot = 1\nhots = 1\n[models.m]\nsource = "file:missing.gguf"\n'
+    config = written(text + command("sh").replace(', "{port}"', ""))
+    for verb in ("check", "serve"):
+        lines = slotd(verb, "-c", str(config)).stderr.splitlines()
+        kinds = [line.startswith("warning: ") for line in lines]
+        assert kinds == sorted(kinds)
+        assert kinds.count(True) == 2
+        assert len(lines) == len(set(lines))
+
+
+# --- serve ------------------------------------------------------------------------------
+
+
+def test_serve_warns_of_a_program_that_is_not_here_and_of_too_few_files(tmp_path: Path) -> None:
+    config = written(
+        f'[server]\nport = 0\nmax_sockets = 5000\nstate_dir = "{tmp_path}/state"\n' + command("nope")
+    )
+    few = f"ulimit -n 600; exec {sys.executable} -m slotd serve -c {config}"
+    with subprocess.Popen(
+        ["sh", "-c", few], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "listens on" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("warning: slots.a.command: there is no program 'nope'")
+    assert warnings[1].startswith("warning: server.max_sockets: 5000 clients may connect")
+    assert "600" in warnings[1]
+    assert "ulimit -n" in warnings[1]
+
+
+@pytest.mark.parametrize(("files", "fine"), [(None, True), (65536, True), (5064, True), (5063, False)])
+def test_there_should_be_a_file_for_each_client(files: int | None, fine: bool) -> None:
+    loaded = load_config(written("[server]\nmax_sockets = 5000\n"))
+    assert (socket_warning(loaded, files) == ()) is fine
 
 
 # --- pull -------------------------------------------------------------------------------

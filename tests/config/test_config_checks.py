@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from config_reader import parse, problems
 
+from slotd.config.problems import Report
+
 BASE = """
 [models.m]
 source = "https://example.org/m.gguf"
@@ -278,3 +280,16 @@ def test_warning(text: str, warning: str) -> None:
 def test_an_offline_upstream_passes_on_to_the_next_binding() -> None:
     text = bound('upstream = "lab"') + '[[bindings]]\nmatch = "x*"\nslot = "chat"\n'
     assert parse(text).warnings == ()
+
+
+def test_nothing_is_said_twice() -> None:
+    report = Report()
+    for _ in range(2):
+        report.fault(("server", "port"), "must be a number")
+        report.warn(("server", "host"), "is odd")
+    report.fault(("server", "host"), "must be a number")
+    assert [str(p) for p in report.problems] == [
+        "server.port: must be a number",
+        "server.host: must be a number",
+    ]
+    assert len(report.warnings) == 1

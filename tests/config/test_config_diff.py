@@ -180,6 +180,83 @@ def test_what_an_engine_is_given_may_be_secret(old: str, new: str) -> None:
         assert "sesame" not in repr(found)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--api-key", "sesame"],
+        ["--api-key=12345678"],
+        ["--token", "12345678"],
+        ["--hf-token", "sesame"],
+        ["--auth-token", "--sesame"],
+        ["--tokens", "sesame"],
+        ["--hfToken", "sesame"],
+        ["--OPENAI_API_KEY=sesame"],
+        ["DB_SECRET=sesame"],
+        ["--db-password", "open sesame"],
+        ["--dbpassword", "sesame"],
+        ["--max-tokens-key", "sesame"],
+        ["--header", "Authorization: Bearer sesame"],
+        ["-H", "X-Api-Key: sesame"],
+        ["sh", "-c", "HF_TOKEN=sesame exec serve --port 1"],
+        ["sh", "-c", "serve --password open sesame --port 1"],
+        ['{"token":"sesame"}'],
+        ["https://me:sesame@x.org/"],
+        ["https://x.org/?k=sesame"],
+        ["--anything", "sk-sesame-sesame-sesame-sesame"],
+    ],
+)
+def test_what_sounds_like_a_secret_is_masked(args: list[str]) -> None:
+    text = str(shown(args))
+    assert "***" in text
+    assert "sesame" not in text
+    assert "12345678" not in text
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--max-tokens", "5"],
+        ["--max-tokens=5"],
+        ["--max-num-batched-tokens", "8192"],
+        ["--tokens", "5"],
+        ["--token-limit", "8k"],
+        ["--stop-token-id", "2"],
+        ["--tokenizer", "org/model"],
+        ["--tokenizer-mode", "auto"],
+        ["--skip-tokenizer-init"],
+        ["--author", "me"],
+        ["--keyword", "x"],
+        ["--keep", "5"],
+        ["sh", "-c", "exec serve --port 1 --tokenizer x"],
+        ["http://127.0.0.1:80/v1"],
+    ],
+)
+def test_what_only_looks_a_little_like_a_secret_is_shown(args: list[str]) -> None:
+    assert shown(args) == json.dumps(args)
+
+
+@given(st.lists(st.text(max_size=12), max_size=8))
+def test_arguments_of_any_kind_can_be_shown(args: list[str]) -> None:
+    assert isinstance(shown(args), str)
+
+
+@given(
+    st.sampled_from(["--token", "--hf-token", "--auth-token", "--api-key", "--password"]), st.text(min_size=1)
+)
+def test_nothing_that_follows_a_secret_s_name_is_shown(name: str, value: str) -> None:
+    assert shown(["serve", name, value]) == json.dumps(["serve", name, "***"])
+    assert shown(["serve", f"{name}={value}"]) == json.dumps(["serve", f"{name}=***"])
+
+
+def test_a_long_command_is_shown_to_its_end() -> None:
+    head = '[slots.a]\ntype = "llm"\nengine = "command"\ncommand = ["serve", "{port}", %s]\n'
+    many = ", ".join(f'"--option-number-{n}", "{n}"' for n in range(15))
+    (line,) = between(head % many, head % (many + ', "--last", "x"')).lines()
+    assert '"--last", "x"]' in line
+    (line,) = between("", head % many).lines()
+    assert '"14"]' in line
+
+
 def test_two_secrets_that_look_the_same_are_changed() -> None:
     head = '[slots.a]\ntype = "llm"\nengine = "command"\ncommand = ["serve", "{port}", "--api-key", "%s"]\n'
     line = "~ slots.a.command: changed  (its engine is loaded again)"

@@ -62,6 +62,7 @@ def refusal(answer: httpx.Response) -> float:
     """Checks the answer of those who share the device meanwhile; returns its ``Retry-After``."""
     assert (answer.status_code, code(answer)) == (503, "gpu.exclusive"), answer.text
     assert answer.json()["error"]["details"]["owner"] == "image"
+    assert "'slotd release gpu0'" in answer.json()["error"]["message"], "what to do"
     return float(answer.headers["retry-after"])
 
 
@@ -108,6 +109,10 @@ async def test_a_turn_and_its_end_by_hand(slotd_harness: Start) -> None:
             assert starts(slotd, "chat", "embed", "image", "beside") == [2, 2, 1, 1]
             again = await http.post("/api/devices/gpu0/release")
             assert (again.status_code, code(again)) == (400, "request.invalid")
+            assert "nothing to release" in again.json()["error"]["message"]
+            unknown = await http.post("/api/devices/gpu7/release")
+            assert (unknown.status_code, code(unknown)) == (400, "request.invalid")
+            assert unknown.json()["error"]["message"] == "no slot names a device 'gpu7'; devices: cpu, gpu0"
 
 
 async def test_a_long_stream_is_cut_at_the_drain_timeout(slotd_harness: Start) -> None:

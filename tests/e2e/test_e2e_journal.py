@@ -56,6 +56,11 @@ async def test_a_kill_9_under_load_loses_neither_history_nor_what_was_up(tmp_pat
                 for id, outcome in ids.items():
                     (told,) = (await http.get(f"/api/why/{id}")).json()["requests"]
                     assert told["record"]["outcome"] == outcome
+                lost = [r for r in await until_listed(http, kind="request") if r["outcome"] == "lost"]
+                assert len(lost) == 8, "who was being answered"
+                told = await trio.to_thread.run_sync(why, slotd.url, lost[0]["id"])
+                assert "/v1/chat/completions from 127.0.0.1, " in told
+                assert "was under way when slotd ended" in told
                 faults = await until_listed(http, kind="slot.fault", slot="broken")
                 assert faults[0]["reason"] == "exited_during_load"
                 # Of this run: of what was up, both slots, and nothing else.

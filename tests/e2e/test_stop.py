@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 import trio
-from e2e_tools import CHAT, CutShort, Start, alive, ask, client, dial, eventually, frames, scripted
+from e2e_tools import CHAT, CutShort, Start, alive, ask, client, code, dial, eventually, frames, scripted
 
 from slotd.errors import ServerStopping
 from slotd.testing import Knobs, SlotdProcess, config_text, fake_slot
@@ -238,3 +238,47 @@ async def test_one_that_is_being_replayed_is_told(slotd_harness: Start) -> None:
             assert answers[0].status_code == 503
             assert answers[0].json()["error"]["code"] == "server.stopping"
             assert slotd.snapshot("chat").starts == 1
+
+
+# --- who comes while it stops --------------------------------------------------------------------
+
+
+async def test_who_comes_during_the_drain_is_told_at_once(slotd_harness: Start) -> None:
+    """However many: nobody is left in a queue that nobody reads."""
+    with trio.fail_after(20):
+        async with slotd_harness({"chat": fake_slot(ENDLESS)}, server={"max_sockets": 3}) as slotd:
+            busy, kept = await dial(slotd), await dial(slotd)
+            async with busy, kept, client(slotd) as http:
+                await kept.get("/health")
+                assert (await kept.head()).status == 200
+                await busy.post(CHAT, ask("chat", stream=True))
+                await busy.head()
+                slotd.slotd.stop()
+                before = trio.current_time()
+                async with await dial(slotd):  # one that says nothing
+                    for path, method in ((CHAT, "POST"), ("/v1/messages", "POST"), ("/health", "GET")) * 3:
+                        answer = await http.request(method, path, json=ask("chat"))
+                        assert (answer.status_code, code(answer)) == (503, "server.stopping")
+                        assert answer.headers["connection"] == "close"
+                        assert int(answer.headers["retry-after"]) > 0
+                        assert (answer.json().get("type") == "error") is (path == "/v1/messages")
+                assert trio.current_time() - before < 2
+                await busy.until(b"word3")  # who is being answered is not disturbed
+                slotd.slotd.stop()
+        with pytest.raises(OSError, match=r"all attempts|refused"):
+            await trio.open_tcp_stream("127.0.0.1", slotd.slotd.address[1])
+
+
+async def test_a_long_body_that_comes_during_the_drain_is_answered_too(slotd_harness: Start) -> None:
+    with trio.fail_after(20):
+        async with (
+            slotd_harness({"chat": fake_slot(ENDLESS)}) as slotd,
+            client(slotd) as http,
+            await dial(slotd) as busy,
+        ):
+            await busy.post(CHAT, ask("chat", stream=True))
+            await busy.head()
+            slotd.slotd.stop()
+            answer = await http.post(CHAT, json=ask("chat", user="x" * (8 << 20)))
+            assert (answer.status_code, code(answer)) == (503, "server.stopping")
+            slotd.slotd.stop()

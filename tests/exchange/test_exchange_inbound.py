@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.errors import InvalidJson
 from slotd.exchange.inbound import Head, header, read_head
-from slotd.exchange.multipart import short_fields
+from slotd.wire.multipart import short_fields
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
 AUDIO = ENDPOINTS["/v1/audio/transcriptions"]

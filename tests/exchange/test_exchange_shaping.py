@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from slotd.config import parse_config
 from slotd.errors import InvalidJson
 from slotd.exchange.assemble.splice import edit_fields
-from slotd.exchange.multipart import set_value, short_fields
 from slotd.exchange.shaping import Shaping, shape
+from slotd.wire.multipart import set_value, short_fields
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "hello"}

@@ -25,6 +25,7 @@ from slotd.events import EventBus
 from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.record import RecordBook
 from slotd.gateway.app import build_app
+from slotd.gateway.intake import Intake
 from slotd.gateway.metrics import Metrics
 from slotd.gateway.server import Stopping, bind, run_server
 from slotd.gateway.services import Services
@@ -86,6 +87,7 @@ async def with_gateway(
     async def reload() -> Reading:
         raise ConfigInvalid("test", ["no file"])
 
+    uploads = Uploads()
     services = Services(
         settings=settings,
         reload=reload,
@@ -98,7 +100,8 @@ async def with_gateway(
         journal=Journal(Path(":memory:"), 10, 10, 10, bus, "0123456789"),
         artifacts=Artifacts(),
         metrics=Metrics(slots.snapshots, lambda: records.live_count),
-        uploads=Uploads(),
+        uploads=uploads,
+        intake=Intake(settings, records, uploads),
         run_id="0123456789",
         started_unix=0.0,
         version="test",

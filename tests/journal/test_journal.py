@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotd.errors import JournalUnavailable
-from slotd.events import Event, EventBus, types
+from slotd.events import Event, EventBus, Gap, types
 from slotd.journal import journal as journal_module
-from slotd.journal.entries import GAP, MAX_DATA_BYTES, encode, keeps
+from slotd.journal.entries import GAP, MAX_DATA_BYTES, encode, entry_of, keeps
 from slotd.journal.journal import Journal
+from slotd.journal.store import Store
 
 GUARD_S = 20
 
@@ -364,3 +366,104 @@ def test_anything_can_be_kept(data: dict[str, Any]) -> None:
 
 def test_an_event_without_a_shape_does_no_harm() -> None:
     assert keeps(Event(1, 0.0, types.SLOT_TRANSITION, None, {}))
+
+
+# --- requests that were under way when a run ended without a word -------------------------------
+
+
+def begun(id: str, began: float = 1000.0) -> dict[str, Any]:
+    return {"id": id, "path": "/v1/x", "client": "", "began_unix": began, "bytes_in": 1}
+
+
+async def killed(path: Path, *batches: list[Event], max_requests: int = 10) -> None:
+    """A run that wrote these batches and then was no more."""
+    store = Store(path, 10, max_requests)
+    for batch in batches:
+        store.append([entry_of(e, "one", 0.0) for e in batch])
+    store.close()
+
+
+def event(seq: int, kind: str, data: dict[str, Any], time: float = 1000.0) -> Event:
+    return Event(seq, time, kind, None, data)
+
+
+async def test_what_was_under_way_when_a_run_was_killed_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    await killed(
+        path,
+        [
+            event(1, types.REQUEST_STARTED, begun("quick")),
+            event(2, types.REQUEST_FINISHED, record("quick", 1000.0)),
+            event(3, types.REQUEST_STARTED, begun("long")),
+            event(4, types.REQUEST_STARTED, begun("slow")),
+        ],
+        [event(5, types.REQUEST_FINISHED, record("slow", 1000.0), 1007.0)],
+    )
+
+    async def next_run(journal: Journal, bus: EventBus) -> None:
+        bus.publish(types.SERVER_STARTED, {})
+        (lost,) = await journal.request("long")
+        assert (lost.run, lost.record["outcome"], lost.record["total_s"]) == ("one", "lost", 7.0)
+        for id in ("quick", "slow"):
+            (over,) = await journal.request(id)
+            assert over.record["outcome"] == "ok"
+        told = await journal.events(kind="request")
+        assert sorted(e.data["id"] for e in told) == ["long", "quick", "slow"]
+        # Of this run nothing is lost, however long it lasts, and it is told once only.
+        bus.publish(types.REQUEST_STARTED, begun("now"))
+        assert await journal.request("now") == []
+
+    await with_journal(path, next_run, run="two")
+
+    async def third(journal: Journal, bus: EventBus) -> None:
+        bus.publish(types.SERVER_STARTED, {})
+        assert [k.record["outcome"] for k in await journal.request("now")] == ["lost"]
+        assert len(await journal.request("long")) == 1
+
+    await with_journal(path, third, run="three")
+
+
+async def test_after_a_gap_nothing_is_said_of_what_may_have_ended_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    store = Store(path, 10, 10)
+    store.append([entry_of(event(1, types.REQUEST_STARTED, begun("a")), "one", 0.0)])
+    later = (
+        entry_of(Gap(5, 7), "one", 0.0),
+        entry_of(event(7, types.REQUEST_STARTED, begun("b")), "one", 0.0),
+    )
+    store.append(later)
+    store.close()
+    store = Store(path, 10, 10)
+    store.append([entry_of(event(1, types.SERVER_STARTED, {}), "two", 0.0)])
+    assert store.requests("a", 10) == []
+    assert [k.record["outcome"] for k in store.requests("b", 10)] == ["lost"]
+    store.close()
+
+
+async def test_a_request_that_begins_and_ends_at_once_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    pair = [event(1, types.REQUEST_STARTED, begun("a")), event(2, types.REQUEST_FINISHED, record("a"))]
+    await killed(path, pair)
+    with closing(sqlite3.connect(path)) as db:
+        counts = [
+            db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("events", "requests", "live")
+        ]
+    assert counts == [0, 1, 0]
+
+
+async def test_without_requests_none_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    await killed(path, [event(1, types.REQUEST_STARTED, begun("a"))], max_requests=0)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM live").fetchone()[0] == 0
+
+
+async def test_a_file_of_before_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    await killed(path, [event(1, types.REQUEST_FINISHED, record("a"))])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE live")
+    store = Store(path, 10, 10)
+    store.append([entry_of(event(1, types.REQUEST_STARTED, begun("b")), "two", 0.0)])
+    assert len(store.requests("a", 10)) == 1
+    store.close()

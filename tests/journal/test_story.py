@@ -110,6 +110,16 @@ def test_how_it_ended() -> None:
     assert told(record(outcome="error", error="slot.queue_full", status=503))[-1] == (
         "failed with 503 after 3.00 s: slot.queue_full"
     )
+    broken = record(outcome="error", error="slot.engine_lost", status=200)
+    assert told(broken)[-1] == (
+        "broke off after 3.00 s, when the answer had begun (status 200): slot.engine_lost"
+    )
+    words = tell(types.REQUEST_FINISHED, broken)
+    assert words.endswith(
+        "error (slot.engine_lost), the answer had begun (status 200), after 3.00 s, 7 tokens"
+    )
+    refused = tell(types.REQUEST_FINISHED, record(outcome="error", error="slot.queue_full", status=503))
+    assert "error (slot.queue_full) 503 after" in refused
     assert told(record(outcome="client_gone"))[-1].startswith(
         "the client left after 3.00 s, while the answer came"
     )
@@ -117,6 +127,17 @@ def test_how_it_ended() -> None:
     assert "while it waited" in told(waiting)[-1]
     live = record(outcome="live", phase="waiting", wait_s=None, generation=None, first_byte_s=None)
     assert told(live)[-2:] == ["waits for slot chat", "still waiting, 3.00 s after it came"]
+
+
+def test_one_that_was_under_way_when_slotd_was_killed() -> None:
+    known = {"id": "req-1", "path": "/v1/x", "client": "me", "began_unix": BEGAN, "bytes_in": 3}
+    lost = {**known, "outcome": "lost", "total_s": 3.0}
+    assert told(lost) == [
+        "/v1/x from me, 3 bytes",
+        "was under way when slotd ended without a word; nothing later is known",
+    ]
+    assert tell(types.REQUEST_FINISHED, lost) == "req-1 /v1/x: was under way when slotd ended"
+    assert tell(types.REQUEST_STARTED, known) == "req-1 /v1/x from me"
 
 
 def test_a_fallback_and_an_upstream() -> None:

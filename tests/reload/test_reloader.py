@@ -84,6 +84,9 @@ class World:
     def reconfigure(self, name: Any, *more: Any) -> None:
         self.done.append(f"reconfigure {name if more else 'arbiter'}")
 
+    def arrange(self, names: Any) -> None:
+        self.order = list(names)
+
     async def remove(self, name: str) -> None:
         self.there.remove(name)
         self.done.append(f"remove {name}")

@@ -7,6 +7,6 @@ knows nothing of it.
 """
 
 from slotd.adapt.contract import Adapter, Call, Reply
-from slotd.adapt.translated import Ask, Translated, Translation
+from slotd.adapt.translated import Ask, Document, Translated, Translation
 
-__all__ = ["Adapter", "Ask", "Call", "Reply", "Translated", "Translation"]
+__all__ = ["Adapter", "Ask", "Call", "Document", "Reply", "Translated", "Translation"]

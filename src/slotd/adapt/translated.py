@@ -9,7 +9,7 @@ from slotd.adapt.contract import Call, Reply
 from slotd.errors import AnswerTooLarge, EngineError
 from slotd.wire.http1 import Http1Pool, Http1Response
 
-__all__ = ["Ask", "Translated", "Translation"]
+__all__ = ["Ask", "Document", "Translated", "Translation"]
 
 DOCUMENT_MAX = 16 << 20
 """The longest answer that is converted; one that is relayed as it comes has no bound."""
@@ -19,12 +19,20 @@ WORDS_MAX = 2000
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A whole answer for the client."""
+
+    body: bytes
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """A request in the engine's own shape, and what its answer becomes.
 
-    ``answer_type``: the content type that the client is told, "" for the
-    engine's own. ``convert``: makes the client's document of the engine's; None
-    relays the bytes as they come.
+    ``convert``: makes the client's document of the engine's (and may raise
+    :class:`EngineError` for one that makes no sense); None relays the bytes as
+    they come, called ``answer_type``, "" for what the engine calls them.
     """
 
     target: str
@@ -32,7 +40,7 @@ class Ask:
     content_type: str = "application/json"
     method: str = "POST"
     answer_type: str = ""
-    convert: Callable[[bytes], bytes] | None = None
+    convert: Callable[[bytes], Document] | None = None
 
 
 Translation = Callable[[Call], Ask]
@@ -66,7 +74,7 @@ class Translated:
             own = dict(response.headers).get(b"content-type", b"application/octet-stream").decode("latin-1")
             if ask.convert is not None:
                 document = ask.convert(await _read(response, reply, DOCUMENT_MAX))
-                await reply.document(document, content_type=ask.answer_type or "application/json")
+                await reply.document(document.body, content_type=document.content_type)
                 return
             kept = (b"content-length",)
             passed = [(k, v) for k, v in response.headers if k in kept]

@@ -87,7 +87,7 @@ def exclusive(mode: Mode, slot: str, retry_after_s: float) -> SlotdError:
     """The device is another slot's alone."""
     return GpuExclusive(
         f"slot {slot!r} cannot use device {mode.device!r} now: slot {mode.owner!r} has it for itself "
-        f"({mode.phase.value}); try again later, or end its turn by hand",
+        f"({mode.phase.value}); try again later, or end its turn with 'slotd release {mode.device}'",
         details={"device": mode.device, "owner": mode.owner, "mode": mode.phase.value},
         retry_after_s=retry_after_s,
     )

@@ -12,7 +12,7 @@ from slotd.cli.tables import events_line
 
 __all__ = ["show_events"]
 
-NOISE = "slot.pull_progress"
+NOISE = frozenset({"slot.pull_progress", "request.started"})
 """Told only to those who ask for it by name."""
 
 
@@ -36,7 +36,7 @@ def show_events(
         for name, data in _sse(lines):
             if name == "snapshot" or (slot is not None and data.get("slot") != slot):
                 continue
-            if name != NOISE if kind is None else (name == kind or name.startswith(f"{kind}.")):
+            if name not in NOISE if kind is None else (name == kind or name.startswith(f"{kind}.")):
                 _print(name, {**data, "kind": name}, as_json)
 
 

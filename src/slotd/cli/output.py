@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+import structlog
 import typer
 from rich.console import Console
 
 from slotd.errors import SlotdError
 
-__all__ = ["err", "fail", "out", "warn"]
+__all__ = ["err", "fail", "out", "quiet_log", "warn"]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Print what is suspicious."""
-    for warning in warnings:
+    """Print what is suspicious, each thing once."""
+    for warning in dict.fromkeys(warnings):
         err.print(f"warning: {warning}", markup=False, style="yellow")
 
 
@@ -33,3 +37,18 @@ def fail(error: SlotdError) -> NoReturn:
         err.print(f"  close: {', '.join(close)}", markup=False)
     warn(error.details.get("warnings", ()))
     raise typer.Exit(1)
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """For commands that are no server: of slotd's log, only warnings, and to stderr."""
+    usual = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**usual)

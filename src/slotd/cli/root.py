@@ -12,10 +12,12 @@ import msgspec
 import typer
 
 from slotd.cli.api import Api
-from slotd.cli.output import err, fail, out, warn
+from slotd.cli.output import err, fail, out, quiet_log, warn
+from slotd.cli.sheet import Note
 from slotd.cli.tables import (
     explain_lines,
-    memory_line,
+    held_by,
+    memory_lines,
     memory_table,
     requests_table,
     routes_table,
@@ -31,19 +33,24 @@ __all__ = ["app"]
 app = typer.Typer(
     name="slotd",
     help="Runs many AI model servers on one machine behind one OpenAI-compatible endpoint.",
+    epilog="serve, init, check and pull work by themselves; the others ask a running slotd: the one at --url "
+    "or SLOTD_URL, else here at the port of ./slotd.toml, or 8080. "
+    "Exit codes: 0 done, 1 refused or failed, 2 wrong usage.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+Config = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")]
 Url = Annotated[
     str | None,
     typer.Option(
-        "--url", help="The running server (default: SLOTD_URL, or here at the port of ./slotd.toml, or 8080)."
+        "--url",
+        metavar="URL",
+        help="The running server (default: SLOTD_URL, or here at the port of ./slotd.toml, or 8080).",
     ),
 ]
-Name = Annotated[str, typer.Argument(help="A slot's name.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A slot's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_CONFIG = Path("slotd.toml")
@@ -76,10 +83,15 @@ def serve(
     config: Config = DEFAULT_CONFIG,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="Instead of server.port; 0 = any free one."),
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="In the place of server.port; 0: a free one."
+        ),
     ] = None,
 ) -> None:
-    """Run the server."""
+    """Run the server.
+
+    The first SIGINT or SIGTERM drains, the second stops now; SIGHUP reloads the configuration.
+    """
     # What imports make is there to stay. Looking it through for garbage costs some
     # 40 ms of the start, and later, each time, 30 ms in which nothing is served.
     gc.disable()
@@ -95,7 +107,7 @@ def serve(
 
 @app.command()
 def init(
-    path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFAULT_CONFIG,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = DEFAULT_CONFIG,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a working configuration with the demo model."""
@@ -114,22 +126,28 @@ def init(
 
 @app.command()
 def check(config: Config = DEFAULT_CONFIG) -> None:
-    """Check a configuration; lists everything that is wrong with it."""
+    """Check a configuration: list everything that is wrong with it."""
     from slotd.cli.check import machine_warnings
     from slotd.config import load_config
 
-    try:
-        loaded = load_config(config)
-    except SlotdError as error:
-        fail(error)
-    warn((*loaded.warnings, *machine_warnings(loaded)))
-    slots = len(loaded.config.slots)
-    out.print(f"{config}: good ({slots} slots, {len(loaded.config.upstreams)} upstreams)", markup=False)
+    with quiet_log():
+        try:
+            loaded = load_config(config)
+        except SlotdError as error:
+            fail(error)
+        found = machine_warnings(loaded)
+    warn((*loaded.warnings, *found))
+    has = ", ".join(
+        f"{len(there)} {what}{'' if len(there) == 1 else 's'}"
+        for what, there in (("slot", loaded.config.slots), ("upstream", loaded.config.upstreams))
+    )
+    out.print(f"{config}: good ({has})", markup=False)
 
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="A model of the config.")], config: Config = DEFAULT_CONFIG
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the configuration.")],
+    config: Config = DEFAULT_CONFIG,
 ) -> None:
     """Fetch a model's file, so that the first request need not."""
     from slotd.cli.pull import run
@@ -149,7 +167,10 @@ def status(
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Redraw as things change.")] = False,
 ) -> None:
-    """Show the slots."""
+    """Show the slots: state, load, memory, faults.
+
+    A star marks the default of its type. Columns that do not fit are left out; --json has all.
+    """
     api = Api(url)
     try:
         if watch:
@@ -158,20 +179,23 @@ def status(
             run(api)
             return
         document = api.get("/api/slots")
+        held = held_by(api.get("/api/memory"))
     except SlotdError as error:
         fail(error)
     if as_json:
         _print_json(document)
     else:
-        out.print(slot_table(document["slots"]))
+        out.print(slot_table(document["slots"], held))
 
 
 def _command(verb: str, name: str, url: str | None) -> None:
+    api = Api(url)
     try:
-        slot = Api(url).post(f"/api/slots/{name}/{verb}")
+        slot = api.post(f"/api/slots/{quote(name, safe='')}/{verb}")
+        held = held_by(api.get("/api/memory"))
     except SlotdError as error:
         fail(error)
-    out.print(slot_table([slot]))
+    out.print(slot_table([slot], held))
 
 
 @app.command()
@@ -221,7 +245,10 @@ def logs(
 
 @app.command()
 def reload(url: Url = None, as_json: Json = False) -> None:
-    """Have the running server read its configuration again; shows what changed."""
+    """Read the configuration again, and show what changed.
+
+    With a fault in it everything that is wrong is listed, and nothing changes.
+    """
     try:
         document = Api(url).post("/api/config/reload")
     except SlotdError as error:
@@ -229,10 +256,9 @@ def reload(url: Url = None, as_json: Json = False) -> None:
     if as_json:
         _print_json(document)
         return
-    for warning in document["warnings"]:
-        err.print(f"warning: {warning}", markup=False, style="yellow")
     for line in document["lines"] or ["nothing changed"]:
-        out.print(line, markup=False)
+        out.print(Note("", line))
+    warn(document["warnings"])
 
 
 @app.command()
@@ -244,16 +270,24 @@ def memory(url: Url = None, json: Json = False) -> None:
         fail(error)
     if json:
         return _print_json(document)
-    print(memory_line(document))
+    for line in memory_lines(document):
+        out.print(line, markup=False)
+    out.print()
     out.print(memory_table(document))
     return None
 
 
 @app.command()
 def release(
-    device: Annotated[str, typer.Argument(help="The device that a slot has for itself.")], url: Url = None
+    device: Annotated[
+        str, typer.Argument(metavar="DEVICE", help="The device, as a slot's key exclusive names it.")
+    ],
+    url: Url = None,
 ) -> None:
-    """End the exclusive use of a device: who was driven out comes back."""
+    """End the exclusive use of a device.
+
+    The slot that has it leaves when it serves nobody; those that it drove out come back.
+    """
     try:
         document = Api(url).post(f"/api/devices/{quote(device, safe='')}/release")
     except SlotdError as error:
@@ -276,12 +310,19 @@ def routes(url: Url = None, as_json: Json = False) -> None:
 
 @app.command()
 def explain(
-    model: Annotated[str, typer.Argument(help="A model name, as a client would send it; '' for none.")],
-    path: Annotated[str, typer.Option("--path", help="The endpoint.")] = "/v1/chat/completions",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model name, as a client would send it; '' for none.")
+    ],
+    path: Annotated[
+        str, typer.Option("--path", metavar="PATH", help="The endpoint.")
+    ] = "/v1/chat/completions",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Say where a request would go, and why. Loads nothing, asks no upstream."""
+    """Say where a request would go, and why.
+
+    Loads nothing, asks no upstream. Exit code 1 if the request would be refused.
+    """
     try:
         document = Api(url).get("/api/explain", model=model or None, path=path)
     except SlotdError as error:
@@ -311,10 +352,15 @@ def upstreams(url: Url = None, as_json: Json = False) -> None:
 @app.command()
 def requests(
     url: Url = None,
-    number: Annotated[int, typer.Option("-n", min=1, max=10_000, help="So many of the last.")] = 20,
+    number: Annotated[
+        int, typer.Option("-n", metavar="N", min=1, max=10_000, help="So many of the last.")
+    ] = 20,
     as_json: Json = False,
 ) -> None:
-    """Show the requests under way and the last that are over, those of earlier runs too."""
+    """Show the last requests, and those under way.
+
+    Those of earlier runs too; "lost" was under way when slotd was killed.
+    """
     api = Api(url)
     try:
         live = api.get("/api/requests")["live"]
@@ -330,11 +376,19 @@ def requests(
 
 @app.command()
 def why(
-    request: Annotated[str, typer.Argument(help="A request's id, as the answer's x-request-id names it.")],
+    request: Annotated[
+        str,
+        typer.Argument(
+            metavar="REQUEST_ID", help="As the answer's X-Request-Id names it, or 'slotd requests'."
+        ),
+    ],
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what happened to a request, in order: route, waiting and what for, answer, end."""
+    """Tell what happened to a request, step by step.
+
+    Route, waiting and what for, answer, end; of requests of earlier runs too.
+    """
     try:
         document = Api(url).get(f"/api/why/{quote(request, safe='')}")
     except SlotdError as error:
@@ -351,17 +405,25 @@ def why(
 def events(
     url: Url = None,
     since: Annotated[
-        str | None, typer.Option("--since", help="From then on: 10m (s, m, h, d ago), or a date and time.")
+        str | None,
+        typer.Option(
+            "--since", metavar="WHEN", help="From then on: 10m (s, m, h, d ago), or a date and time."
+        ),
     ] = None,
-    slot: Annotated[str | None, typer.Option("--slot", help="Only of this slot.")] = None,
+    slot: Annotated[str | None, typer.Option("--slot", metavar="NAME", help="Only of this slot.")] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", help="Only of this kind: slot, slot.fault, ...")
+        str | None, typer.Option("--kind", metavar="KIND", help="Only of this kind: slot, slot.fault, ...")
     ] = None,
-    number: Annotated[int, typer.Option("-n", min=1, max=10_000, help="At most so many, the last.")] = 100,
+    number: Annotated[
+        int, typer.Option("-n", metavar="N", min=1, max=10_000, help="At most so many, the last.")
+    ] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what happened, in this run and before: transitions, loads, faults, requests."""
+    """Show what happened: transitions, loads, faults, requests.
+
+    In this run and before it, as far as the journal goes back.
+    """
     from slotd.cli.history import show_events
 
     try:

@@ -9,7 +9,8 @@ from pathlib import Path
 import trio
 
 from slotd.app import Slotd
-from slotd.cli.output import err, out
+from slotd.cli.check import program_warnings, socket_warning
+from slotd.cli.output import out, warn
 from slotd.config import ConfigFile
 from slotd.errors import SlotdError
 from slotd.logs import configure
@@ -25,9 +26,8 @@ def run(config: Path, port: int | None) -> int:
     file = ConfigFile(config, overrides={} if port is None else {"server": {"port": port}})
     loaded = file.load()
     configure(loaded.config.server.log_level)
-    _raise_file_limit()
-    for warning in loaded.warnings:
-        err.print(f"warning: {warning}", markup=False)
+    files = _raise_file_limit()
+    warn((*loaded.warnings, *program_warnings(loaded), *socket_warning(loaded, files)))
     try:
         stuck = trio.run(_serve, Slotd(loaded, file))
     except BaseExceptionGroup as group:
@@ -41,16 +41,19 @@ def run(config: Path, port: int | None) -> int:
     return 1 if stuck else 0
 
 
-def _raise_file_limit() -> None:
-    """Take the file descriptors that we may have.
+def _raise_file_limit() -> int | None:
+    """Take the file descriptors that we may have; returns how many, None for any number.
 
     The usual soft limit, 1024, is meant for programs that use ``select``; each
     request takes a socket on either side.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return None
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
 
 
 async def _serve(slotd: Slotd) -> tuple[str, ...]:

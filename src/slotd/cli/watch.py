@@ -6,7 +6,8 @@ from rich.live import Live
 
 from slotd.cli.api import Api
 from slotd.cli.output import out
-from slotd.cli.tables import slot_table
+from slotd.cli.sheet import Sheet
+from slotd.cli.tables import held_by, slot_table
 
 __all__ = ["run"]
 
@@ -15,11 +16,15 @@ def run(api: Api) -> None:
     """Redraw on every event of the server, and at least at each of its quiet comments."""
     try:
         with (
-            Live(slot_table(api.get("/api/slots")["slots"]), console=out, auto_refresh=False) as live,
+            Live(_slots(api), console=out, auto_refresh=False) as live,
             api.stream("/api/events") as lines,
         ):
             for line in lines:
                 if line.startswith(("data: ", ":")):
-                    live.update(slot_table(api.get("/api/slots")["slots"]), refresh=True)
+                    live.update(_slots(api), refresh=True)
     except KeyboardInterrupt:
         return
+
+
+def _slots(api: Api) -> Sheet:
+    return slot_table(api.get("/api/slots")["slots"], held_by(api.get("/api/memory")))

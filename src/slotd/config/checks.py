@@ -13,7 +13,7 @@ from slotd.config.draft import Draft, Drafts
 from slotd.config.globs import is_glob
 from slotd.config.model import SlotConfig, UpstreamConfig
 from slotd.config.names import nearest
-from slotd.config.options import LlamaCppOptions
+from slotd.config.options import ComfyOptions, LlamaCppOptions
 from slotd.config.problems import Report, no_such
 from slotd.config.urls import endpoint, is_loopback
 
@@ -35,17 +35,24 @@ ENGINE_TYPES: dict[str, tuple[str, ...]] = {
 ENGINE_NEEDS: dict[str, tuple[str, ...]] = {
     "llama-cpp": ("model",),
     "command": ("command",),
-    "comfyui": ("command",),
+    "comfyui": (),  # either of command and url
     "external": ("url",),
 }
 
 ENGINE_IGNORES: dict[str, tuple[str, ...]] = {
-    "llama-cpp": ("command", "url", "auth", "key_env"),
+    "llama-cpp": ("command", "url", "auth", "key_env", "api"),
     "command": ("url", "auth", "key_env"),
-    "comfyui": ("url", "auth", "key_env"),
+    "comfyui": ("auth", "key_env", "api"),
     "external": ("command", "env", "cwd", "pinned", "exclusive", "memory_mb", "stop_timeout_s"),
 }
 """Keys that would have no effect: whoever wrote one expects what will not happen."""
+
+API_TYPES: dict[str, tuple[str, ...]] = {
+    "piper": ("tts",),
+    "whisper.cpp": ("transcription",),
+    "tei": ("embedding", "reranking"),
+}
+"""What a server of such an API is for."""
 
 
 # --- names -------------------------------------------------------------------
@@ -164,10 +171,20 @@ def engines_have_what_they_need(drafts: Drafts, report: Report) -> None:
                 draft.at("type"),
                 f"engine {slot.engine!r} cannot serve {slot.type!r}, only {', '.join(types)}",
             )
+        apt = API_TYPES.get(slot.api)
+        if apt and draft.sound("api", "type") and slot.type not in apt:
+            report.fault(draft.at("api"), f"{slot.api!r} serves {' and '.join(apt)}, not {slot.type!r}")
         for key in ENGINE_NEEDS[slot.engine]:
             if draft.sound(key) and not getattr(slot, key):
                 report.fault(draft.at(key), f"missing; engine {slot.engine!r} needs it")
-        for key in ENGINE_IGNORES[slot.engine]:
+        ignored = ENGINE_IGNORES[slot.engine]
+        if slot.engine == "comfyui" and draft.sound("command", "url"):
+            if bool(slot.command) == bool(slot.url):
+                words = "only one of command and url" if slot.url else "a command that runs it, or its url"
+                report.fault(draft.at("url" if slot.url else "command"), f"engine 'comfyui' needs {words}")
+            elif slot.attached:
+                ignored = (*ignored, *(key for key in ENGINE_IGNORES["external"] if key != "command"))
+        for key in ignored:
             if draft.sound(key) and key in slot.model_fields_set and getattr(slot, key) != _default(key):
                 report.fault(draft.at(key), f"has no effect with engine {slot.engine!r}")
 
@@ -200,7 +217,13 @@ def placeholders_are_known(drafts: Drafts, report: Report) -> None:
 def options_fit(drafts: Drafts, report: Report) -> None:
     for draft in drafts.slots.values():
         options = draft.value.options
-        if not isinstance(options, LlamaCppOptions) or not draft.sound("options"):
+        if not draft.sound("options"):
+            continue
+        if isinstance(options, ComfyOptions) and not (options.workflows or options.edit_workflows):
+            report.fault(
+                draft.at("options", "workflows"), "missing; without a workflow no request can be served"
+            )
+        if not isinstance(options, LlamaCppOptions):
             continue
         batch, ubatch = options.batch_size, options.ubatch_size
         if ubatch > batch:
@@ -292,7 +315,7 @@ def remotes(drafts: Drafts) -> Iterator[Draft[UpstreamConfig] | Draft[SlotConfig
     """Everything that slotd reaches by a URL."""
     yield from drafts.upstreams.values()
     for draft in drafts.slots.values():
-        if draft.sound("engine") and draft.value.engine == "external":
+        if draft.sound("engine", "url") and draft.value.attached:
             yield draft
 
 
@@ -330,7 +353,7 @@ def ports_suffice(drafts: Drafts, report: Report) -> None:
     if last < first:
         report.fault(draft.at("port_last"), f"must be at least port_first ({first}), not {last}")
         return
-    own = sum(1 for slot in drafts.slots.values() if slot.sound("engine") and slot.value.engine != "external")
+    own = sum(1 for slot in drafts.slots.values() if slot.sound("engine") and not slot.value.attached)
     if own > last - first + 1:
         report.fault(
             draft.at("port_last"), f"{own} slots need a port each, and {first} to {last} are too few"

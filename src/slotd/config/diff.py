@@ -28,7 +28,7 @@ MAX_SECTIONS = 200
 MAX_KEYS = 100
 """Keys of a section that are shown."""
 
-LINE_KEYS = 6
+LINE_KEYS = 30
 """Keys of a new section that its line shows."""
 
 

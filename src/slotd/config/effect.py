@@ -23,7 +23,9 @@ class Effect(StrEnum):
 
 AT_RESTART: Mapping[str, frozenset[str]] = {
     # What it listens on and what it made room for.
-    "server": frozenset({"host", "port", "state_dir", "recent_requests", "event_buffer", "restore"}),
+    "server": frozenset(
+        {"host", "port", "express", "state_dir", "recent_requests", "event_buffer", "restore"}
+    ),
     "journal": frozenset({"max_events", "max_requests", "queue"}),
     "process": frozenset({"port_first", "port_last", "log_kb"}),
 }

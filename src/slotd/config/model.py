@@ -115,6 +115,10 @@ class ServerConfig(Section):
     allow_open: bool = False
     """Serve other machines without API keys."""
 
+    express: bool = True
+    """Serve plain inference requests by slotd's own HTTP/1.1 lane, the rest by hypercorn; false = all by
+    hypercorn."""
+
     list_aliases: bool = False
     """Let /v1/models list the names and aliases of slots too, beside the models that they mean."""
 

@@ -48,7 +48,8 @@ class LlamaCppOptions(Section):
     """Serve embeddings only; unset = as the slot's type asks."""
 
     pooling: Literal["", "mean", "cls", "last", "rank"] = ""
-    """How token vectors become one vector; "" = as the model says, or as the slot's type asks."""
+    """How token vectors become one vector; "" = as the model says, or as the slot's type asks. With
+    another than "rank" a reranking slot compares the vectors of a model that was not made to rank."""
 
     chat_template: str = ""
     """A Jinja template, or a file that holds one; "" = the model's own."""
@@ -82,7 +83,10 @@ class ComfyOptions(Section):
     """The same for /v1/images/edits."""
 
     queue_timeout_s: float = Field(default=600, gt=0)
-    """Longest that a request waits behind others in ComfyUI's own queue."""
+    """Longest that a prompt waits behind others in ComfyUI's own queue."""
+
+    max_megapixels: float = Field(default=16, gt=0)
+    """Largest picture that a client may ask for. One that is too large can take ComfyUI's machine down."""
 
 
 Options = LlamaCppOptions | ComfyOptions | NoOptions

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from slotd.comfy.workflow import WorkflowInvalid, read_workflow
 from slotd.config.checks import remotes
 from slotd.config.draft import Draft, Drafts
 from slotd.config.model import ServerConfig
+from slotd.config.options import ComfyOptions
 from slotd.config.paths import default_state_dir, expand
 from slotd.config.problems import Report
 from slotd.config.secrets import (
@@ -122,6 +124,7 @@ def find_state_dir(
 
 
 def look_for_files(drafts: Drafts, base_dir: Path, report: Report) -> None:
+    """Models may come later; a workflow is part of the configuration, and is read and checked."""
     for draft in drafts.models.values():
         if not draft.sound("source"):
             continue
@@ -130,3 +133,14 @@ def look_for_files(drafts: Drafts, base_dir: Path, report: Report) -> None:
             path = base_dir / expand(source.path)
             if not path.is_file():
                 report.warn(draft.at("source"), f"there is no file {path}")
+    for slot in drafts.slots.values():
+        options = slot.value.options
+        if not isinstance(options, ComfyOptions) or not slot.sound("options"):
+            continue
+        for key, files in (("workflows", options.workflows), ("edit_workflows", options.edit_workflows)):
+            for name, text in files.items():
+                path = base_dir / expand(text)
+                try:
+                    read_workflow(path, edits=key == "edit_workflows")
+                except WorkflowInvalid as error:
+                    report.fault(slot.at("options", key, name), f"{path}: {error}")

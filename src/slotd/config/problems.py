@@ -74,17 +74,22 @@ def unknown_key(key: str, model: type[BaseModel], value: object = None) -> str:
 
 
 class Report:
-    """What was found wrong (``problems``) and what is merely suspicious (``warnings``)."""
+    """What was found wrong (``problems``) and what is merely suspicious (``warnings``), each thing once."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
 
     def fault(self, path: Path, text: str) -> None:
-        self.problems.append(Problem(path, text))
+        _once(self.problems, Problem(path, text))
 
     def warn(self, path: Path, text: str) -> None:
-        self.warnings.append(Problem(path, text))
+        _once(self.warnings, Problem(path, text))
+
+
+def _once(found: list[Problem], problem: Problem) -> None:
+    if problem not in found:
+        found.append(problem)
 
 
 def describe(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -121,7 +121,8 @@ class SlotConfig(Section):
     """A download without progress fails after so long."""
 
     command: Args = ()
-    """The engine's program and arguments; {port}, {host}, {model_path} and {model} are filled in."""
+    """The engine's program and arguments; {port}, {host}, {model_path} and {model} are filled in, and
+    a leading ~/ is the home directory."""
 
     env: Mapping[str, str] = Field(default_factory=dict)
     """Added to the engine's environment; the same placeholders."""
@@ -150,7 +151,7 @@ class SlotConfig(Section):
     """What the server speaks, if not OpenAI's API; for ``command`` and ``external``."""
 
     url: UrlText = ""
-    """The server of an external slot."""
+    """The server of an external slot; also that of a comfyui slot without a ``command``."""
 
     auth: Auth = "none"
     """How to show the key: none, bearer, x-api-key or header:<Name>."""
@@ -161,6 +162,11 @@ class SlotConfig(Section):
     # After ``engine``: its validator needs to know which.
     options: LlamaCppOptions | ComfyOptions | NoOptions = Field(default_factory=dict, validate_default=True)
     """The engine's own options."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether its server is somebody else's: slotd uses it, and neither starts nor stops it."""
+        return self.engine == "external" or (self.engine == "comfyui" and bool(self.url))
 
     @field_validator("options", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from slotd.arbiter.tenant import Need
 from slotd.config import SlotConfig
-from slotd.engine import command, llama_cpp
+from slotd.engine import comfyui, command, llama_cpp
 from slotd.engine.attach import AttachLauncher
 from slotd.engine.need import Headers, need_for
 from slotd.engine.probe import await_ready
@@ -41,7 +41,9 @@ class EngineBackend:
         abilities: Abilities,
         make_plan: Callable[[str, Path | None], LaunchPlan],
         resolve: Callable[[str], Path],
+        offers: tuple[str, ...] = (),
     ) -> None:
+        """``offers``: the models that it lists in place of what its engine would."""
         self._slot = slot
         self._models = models
         self._store = store
@@ -49,6 +51,7 @@ class EngineBackend:
         self._resolve = resolve
         self._headers = Headers()
         self._listed: tuple[str, ...] = ()
+        self._offers = offers
         self.launcher = launcher
         self.readiness = readiness
         self.abilities = abilities
@@ -122,9 +125,10 @@ class EngineBackend:
     ) -> tuple[str, ...]:
         """See :meth:`slotd.slot.backend.Backend.await_ready`."""
         name = self._slot.model or self._slot.name
-        self._listed = await await_ready(
+        listed = await await_ready(
             handle, self.readiness, name, port_opened=port_opened, stranger=stranger, saw=saw
         )
+        self._listed = self._offers or listed
         return self._listed
 
 
@@ -175,6 +179,23 @@ def make_backend(
                 command.abilities(slot),
                 command_plan,
                 resolve,
+            )
+        case "comfyui":
+            offered = comfyui.read_workflows(slot, resolve)
+
+            def comfy_plan(model: str, path: Path | None) -> LaunchPlan:
+                return comfyui.launch_plan(slot, model, path)
+
+            return EngineBackend(
+                slot,
+                {} if slot.attached else models,
+                store,
+                AttachLauncher(external_address(slot.url)) if slot.attached else local,
+                comfyui.readiness(slot),
+                comfyui.abilities(slot, offered),
+                comfy_plan,
+                resolve,
+                offered.names,
             )
         case "external":
             rules = command.readiness(slot)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from slotd.config import LlamaCppOptions, SlotConfig
+from slotd.engine.apis import LIKENESS
 from slotd.engine.need import identities
 from slotd.errors import SpawnFailed
 from slotd.process.plan import LaunchPlan
 from slotd.slot.backend import Abilities, Readiness
 
-__all__ = ["NUDGE_AFTER_S", "abilities", "launch_plan", "program", "readiness"]
+__all__ = ["NUDGE_AFTER_S", "abilities", "launch_plan", "program", "ranks_by_likeness", "readiness"]
 
 NUDGE_AFTER_S = 0.3
 """llama-server leaves at once on its second SIGTERM.
@@ -32,7 +33,21 @@ def abilities(slot: SlotConfig) -> Abilities:
     # Chat and completions: closing a stream stops it at once, closing a
     # non-streaming request does not. Embeddings and reranking have no stream.
     natural: Literal["assemble", "none"] = "assemble" if slot.type == "llm" else "none"
-    return Abilities(nonstream_cancel=slot.nonstream_cancel or natural, model_name=slot.model_name)
+    return Abilities(
+        nonstream_cancel=slot.nonstream_cancel or natural,
+        model_name=slot.model_name,
+        adapters=LIKENESS if ranks_by_likeness(slot) else {},
+    )
+
+
+def ranks_by_likeness(slot: SlotConfig) -> bool:
+    """Whether a reranking slot's model is one that makes vectors, which are compared for it."""
+    options = slot.options
+    return (
+        slot.type == "reranking"
+        and isinstance(options, LlamaCppOptions)
+        and options.pooling not in ("", "rank")
+    )
 
 
 def program() -> tuple[str, ...]:
@@ -83,7 +98,7 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callabl
         # computed together are cut into batches of equal lengths, and a vector
         # is then pooled from the last cut alone: wrong, without any error.
         argv += ["--embeddings", "--kv-unified"]
-    if slot.type == "reranking":
+    if slot.type == "reranking" and not ranks_by_likeness(slot):
         argv += ["--reranking"]
         pooling = pooling or "rank"
     if pooling:

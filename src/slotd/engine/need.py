@@ -78,7 +78,7 @@ def need_for(
     megabytes, as configured. ``resolve`` makes the config's paths absolute.
     Raises nothing; a model file that makes no sense is estimated by its size.
     """
-    if slot.engine == "external":
+    if slot.attached:
         return Need(0, 0, "configured")
     if slot.memory_mb and slot.gpu_memory_mb:
         return Need(slot.memory_mb, slot.gpu_memory_mb, "configured")

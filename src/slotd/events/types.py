@@ -22,6 +22,7 @@ __all__ = [
     "CONFIG_RELOADED",
     "REQUEST_FINISHED",
     "REQUEST_REPLAYED",
+    "REQUEST_STARTED",
     "SERVER_STARTED",
     "SERVER_STOPPING",
     "SLOT_FAULT",
@@ -108,6 +109,10 @@ ARBITER_MODE = "arbiter.mode"
 (the slots that were driven out, and come back when it is over)."""
 
 # --- requests and routes -----------------------------------------------------
+
+REQUEST_STARTED = "request.started"
+"""A request has come: ``id``, ``path``, ``client``, ``began_unix``, ``bytes_in``. Of where it goes, and
+how it ends, its record tells."""
 
 REQUEST_FINISHED = "request.finished"
 """A request is over: its decision record."""

@@ -18,13 +18,13 @@ from slotd.exchange.carriage import Carriage
 from slotd.exchange.claims import Claims
 from slotd.exchange.fallback import model_for
 from slotd.exchange.forward import Outgoing, forward, forward_assembled
-from slotd.exchange.multipart import set_value
 from slotd.exchange.race import first_of
 from slotd.exchange.shaping import shape
 from slotd.exchange.stall import TOTAL, Watch
 from slotd.exchange.transport import BrokenUpstream, LocalTransport
 from slotd.slot.lease import Lease
 from slotd.slot.manager import SlotManager
+from slotd.wire.multipart import set_value
 
 __all__ = ["Attempts"]
 

@@ -12,39 +12,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
-import structlog
 import trio
 
 from slotd.artifacts import Keep
 from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
 from slotd.errors import (
     RouteStale,
-    SlotdError,
     SlotNotFound,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from slotd.events import EventBus
+from slotd.exchange.accounted import accounted
 from slotd.exchange.answer import Answer
 from slotd.exchange.assemble import set_field
 from slotd.exchange.attempts import Attempts
 from slotd.exchange.carriage import Carriage
 from slotd.exchange.forward import Outgoing, forward
 from slotd.exchange.heartbeat import Heartbeat, can_stream
-from slotd.exchange.inbound import ClientGone, Inbound, Outbound, read_head
-from slotd.exchange.multipart import set_value
+from slotd.exchange.inbound import Inbound, Outbound, read_head
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import Watch
 from slotd.exchange.transport import BrokenUpstream, Transport
 from slotd.exchange.wishes import read_wishes
 from slotd.slot.manager import SlotManager
+from slotd.wire.multipart import set_value
 
 __all__ = ["Exchange"]
-
-log = structlog.get_logger("slotd")
 
 STALE_ROUTES = 3
 
@@ -74,16 +72,7 @@ class Exchange:
         self._attempts = Attempts(slots, bus, keep)
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
-        """Answer the request, whatever happens; returns when the answer is complete.
-
-        Errors become an error response, or the last event of a stream that has
-        begun; one that is not typed is a bug, is logged, and ends this request
-        alone. A body that has begun and is no event stream can only be broken
-        off: the typed error is raised then, for the adapter to close the
-        connection. :class:`ClientGone` passes through. Cancelled when the
-        client leaves. Ended through the :class:`RecordBook`, it is answered
-        with the cause given there.
-        """
+        """Answer the request, whatever happens: see :func:`slotd.exchange.accounted.accounted`."""
         record = RequestRecord(
             inbound.id,
             inbound.path,
@@ -94,34 +83,10 @@ class Exchange:
             parent=inbound.parent,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
-        self._records.open(record)
-        try:
-            with record.scope:
-                await self._answer(inbound, answer)
-            if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
-                await answer.fail(record.cause)
-        finally:
-            record.tokens_in, record.tokens_out = answer.usage.read()
-            if record.outcome == "live":
-                # Cancelled, bare or in a group. Clients hang up once they have
-                # read the end, often before we get to see it ourselves.
-                record.outcome = "ok" if answer.complete else "client_gone"
-            self._records.close(record)
+        await accounted(self._records, answer, partial(self._answer, inbound, answer))
 
     async def _answer(self, inbound: Inbound, answer: Answer) -> None:
-        record = answer.record
-        try:
-            await self._carry(self._understand(inbound, answer))
-        except SlotdError as error:
-            await answer.fail(error)
-        except ClientGone:
-            raise
-        except Exception:
-            log.exception("a request met a bug", request=record.id, path=record.path)
-            await answer.fail(SlotdError("slotd itself failed at this request; its log says why"))
-        else:
-            refused = (record.status or 0) >= 400 or record.error is not None
-            record.outcome = "error" if refused else "ok"
+        await self._carry(self._understand(inbound, answer))
 
     def _understand(self, inbound: Inbound, answer: Answer) -> Carriage:
         """Read what decides. Raises :class:`slotd.errors.RequestInvalid`."""

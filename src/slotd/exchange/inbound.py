@@ -9,9 +9,9 @@ from typing import Protocol
 from slotd.capability.endpoints import Endpoint
 from slotd.errors import RequestInvalid
 from slotd.exchange.assemble.splice import top_level
-from slotd.exchange.multipart import short_fields
+from slotd.wire.multipart import short_fields
 
-__all__ = ["ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
+__all__ = ["Carrier", "ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -65,6 +65,13 @@ class Outbound(Protocol):
         tasks at a time; they are served in turn. Raises :class:`ClientGone` if
         the client takes nothing for ``write_timeout_s``.
         """
+
+
+class Carrier(Protocol):
+    """What takes a request from its first byte to its last: the exchange, or what stands before it."""
+
+    async def run(self, inbound: Inbound, out: Outbound) -> None:
+        """Answer it; see :meth:`slotd.exchange.exchange.Exchange.run`."""
 
 
 @dataclass(frozen=True, slots=True)

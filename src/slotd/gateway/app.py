@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,17 +17,15 @@ from slotd.errors import (
     NoRouteFound,
     RequestInvalid,
     RequestNotFound,
-    RequestTooLarge,
-    ServerBusy,
     SlotdError,
 )
 from slotd.events import Event, EventBus, Gap, Subscription
-from slotd.exchange.inbound import Inbound
 from slotd.exchange.render import envelope, error_response
 from slotd.gateway.auth import check_key
 from slotd.gateway.connection import RequestConnection, relay_response, request_nursery
 from slotd.gateway.cors import add_cors
 from slotd.gateway.history import add_history
+from slotd.gateway.intake import too_large
 from slotd.gateway.memory import add_memory
 from slotd.gateway.services import Services
 from slotd.gateway.views import model_list, slot_view
@@ -98,9 +94,7 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
         if not has_request_context():
             return error  # a websocket, of which slotd has none
         if isinstance(error, RequestEntityTooLarge):
-            limit_mb = services.config.server.max_body_mb
-            too_large = RequestTooLarge(f"the request body is larger than server.max_body_mb = {limit_mb}")
-            return _error(too_large, ENDPOINTS.get(request.path))
+            return _error(too_large(services.config.server.max_body_mb), ENDPOINTS.get(request.path))
         endpoint = ENDPOINTS.get(request.path)
         status = error.code or 500
         if status >= 500:
@@ -117,30 +111,19 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
 
 
 def _add_relay(app: QuartTrio, services: Services) -> None:
-    run = secrets.token_hex(4)
-    count = itertools.count(1)
-
     async def relay() -> Response:
-        endpoint = ENDPOINTS[request.path]
-        # Inference only: management is never refused because inference is busy.
-        server = services.config.server
-        limit = server.max_connections
-        # Bodies that are still coming in count too: they are what takes memory.
-        if services.records.live_count + services.uploads.count >= limit:
-            raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
+        services.intake.admit()
         body = await services.uploads.receive(_body)
-        inbound = Inbound(
-            id=f"req-{run}-{next(count)}",
-            method="POST",
-            path=endpoint.path,
-            query=request.query_string,
-            headers=[(k.lower(), v) for k, v in request.scope["headers"]],
-            body=body,
-            endpoint=endpoint,
-            client=request.remote_addr or "",
-            key_priority=g.key_priority,
+        inbound = services.intake.inbound(
+            ENDPOINTS[request.path],
+            request.query_string,
+            [(k.lower(), v) for k, v in request.scope["headers"]],
+            body,
+            request.remote_addr or "",
+            g.key_priority,
         )
-        return await relay_response(request.scope, services.exchange, inbound, server.write_timeout_s)
+        patience_s = services.config.server.write_timeout_s
+        return await relay_response(request.scope, services.exchange, inbound, patience_s)
 
     for path in ENDPOINTS:
         app.add_url_rule(path, endpoint=f"relay {path}", view_func=relay, methods=["POST"])

@@ -20,8 +20,7 @@ from quart import Response
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from slotd.errors import SlotdError
-from slotd.exchange.exchange import Exchange
-from slotd.exchange.inbound import ClientGone, Inbound
+from slotd.exchange.inbound import Carrier, ClientGone, Inbound
 
 __all__ = ["AnswerCutShort", "RequestConnection", "relay_response", "request_nursery"]
 
@@ -105,7 +104,7 @@ class _ChannelOut:
 
 
 async def _pump(
-    exchange: Exchange,
+    exchange: Carrier,
     inbound: Inbound,
     chunks: trio.MemorySendChannel[bytes],
     outcome: dict[str, BaseException],
@@ -120,9 +119,7 @@ async def _pump(
             outcome["error"] = exc
 
 
-async def relay_response(
-    scope: Any, exchange: Exchange, inbound: Inbound, write_timeout_s: float
-) -> Response:
+async def relay_response(scope: Any, exchange: Carrier, inbound: Inbound, write_timeout_s: float) -> Response:
     """Run the exchange for this request and return a response that streams its answer."""
     nursery = request_nursery(scope)
     sender, receiver = trio.open_memory_channel[bytes](0)

@@ -12,8 +12,10 @@ from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
-from slotd.errors import RequestInvalid, SlotdError
+from slotd.errors import SlotdError
 from slotd.exchange.render import error_response
+from slotd.gateway.express.handover import HandedOver
+from slotd.gateway.refusals import HeadTimeout, HeadTooLarge, InvalidHttp
 
 __all__ = ["Connection", "HttpConfig"]
 
@@ -25,24 +27,6 @@ class HttpConfig(HypercornConfig):
     """``head_timeout_s``: how long a request's head may take to come."""
 
     head_timeout_s: float = 30.0
-
-
-class InvalidHttp(RequestInvalid):
-    """What came is no HTTP/1.1 request."""
-
-    code = "request.invalid_http"
-
-
-class HeadTooLarge(RequestInvalid):
-    code = "request.head_too_large"
-    status = 431
-
-
-class HeadTimeout(RequestInvalid):
-    """A request has begun, and its head does not come to an end."""
-
-    code = "request.head_timeout"
-    status = 408
 
 
 class _HungUp(Exception):
@@ -103,7 +87,7 @@ class _Http1(H11Protocol):
     ``heads`` counts the requests whose head has come.
     """
 
-    def __init__(self, plain: H11Protocol, stream: trio.SocketStream) -> None:
+    def __init__(self, plain: H11Protocol, stream: trio.SocketStream | HandedOver) -> None:
         super().__init__(
             plain.app,
             plain.config,
@@ -182,7 +166,7 @@ class Connection(TCPServer):
     """
 
     config: HttpConfig
-    stream: trio.SocketStream  # type: ignore[assignment] # hypercorn writes down only the one with TLS
+    stream: trio.SocketStream | HandedOver  # type: ignore[assignment] # hypercorn names only the one with TLS
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

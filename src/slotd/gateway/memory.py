@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import trio
@@ -11,8 +11,10 @@ from quart_trio import QuartTrio
 
 from slotd.arbiter.actor import Arbiter
 from slotd.arbiter.room import Room
-from slotd.arbiter.snapshot import ArbiterSnapshot
+from slotd.arbiter.snapshot import ArbiterSnapshot, ModeShown
 from slotd.errors import RequestInvalid
+from slotd.slot.manager import SlotManager
+from slotd.slot.state import SlotSnapshot
 
 __all__ = ["add_memory", "memory_view"]
 
@@ -65,8 +67,8 @@ def memory_view(s: ArbiterSnapshot) -> dict[str, Any]:
     }
 
 
-def add_memory(app: QuartTrio, arbiter: Arbiter, json: Callable[[Any], Response]) -> None:
-    """Register the routes. They read a snapshot, or post; none of them waits."""
+def add_memory(app: QuartTrio, arbiter: Arbiter, slots: SlotManager, json: Callable[[Any], Response]) -> None:
+    """Register the routes. They read snapshots, or post; none of them waits."""
 
     @app.get("/api/memory")
     async def memory() -> Response:
@@ -76,8 +78,19 @@ def add_memory(app: QuartTrio, arbiter: Arbiter, json: Callable[[Any], Response]
     async def release(device: str) -> Response:
         modes = {m.device: m for m in arbiter.snapshot.modes}
         if device not in modes:
-            raise RequestInvalid(
-                f"no slot has device {device!r} for itself now", details={"devices": list(modes)}
-            )
+            raise _not_exclusive(device, modes.values(), slots.snapshots().values())
         arbiter.release_device(device)
         return json({"released": device, "owner": modes[device].owner})
+
+
+def _not_exclusive(device: str, modes: Iterable[ModeShown], slots: Iterable[SlotSnapshot]) -> RequestInvalid:
+    """Nobody has the device for itself: say which devices there are, and who has which."""
+    owners = {m.device: m.owner for m in modes}
+    known = sorted({d for s in slots for d in (s.device, s.exclusive) if d} | set(owners))
+    if device in known:
+        words = f"no slot has device {device!r} for itself now, so there is nothing to release"
+    else:
+        words = f"no slot names a device {device!r}"
+        words += "; devices: " if known else "; no slot names any (keys device and exclusive)"
+        words += ", ".join(f"{d} ({owners[d]} has it for itself)" if d in owners else d for d in known)
+    return RequestInvalid(words, details={"devices": known, "exclusive": list(owners)})

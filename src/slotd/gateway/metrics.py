@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from slotd.exchange.record import RequestRecord
+from slotd.omni.omni import TARGET
 from slotd.slot.state import SlotSnapshot, SlotState
 
 __all__ = ["Metrics"]
@@ -92,7 +93,8 @@ class Metrics:
         target = record.target or "none"
         self._requests.labels(target, record.path, record.error or record.outcome).inc()
         for kind, tokens in (("in", record.tokens_in), ("out", record.tokens_out)):
-            if tokens:
+            # Those of an omni chat are counted with its turns.
+            if tokens and target != TARGET:
                 self._tokens.labels(target, kind).inc(tokens)
         observed: Iterable[tuple[Histogram, float | None]] = (
             (self._wait, record.wait_s),

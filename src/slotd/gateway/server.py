@@ -18,6 +18,11 @@ from slotd.actor import Snapshot
 from slotd.config import ServerConfig
 from slotd.errors import SlotdError
 from slotd.gateway.door import Door
+from slotd.gateway.express.client import ClientSocket
+from slotd.gateway.express.handover import HandedOver
+from slotd.gateway.express.lane import Lane
+from slotd.gateway.express.listener import RawListener
+from slotd.gateway.farewell import farewell
 from slotd.gateway.http1 import Connection, HttpConfig
 from slotd.settings import Settings
 
@@ -108,13 +113,14 @@ async def run_server(
     sock: socket.socket,
     settings: Snapshot[Settings],
     stopping: Stopping,
+    lane: Lane | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until asked to stop. Takes ``sock`` over.
+    """Serve until asked to stop. Takes ``sock`` over. ``lane``: who looks at each connection first.
 
-    Then it accepts no more, and requests have ``shutdown_timeout_s`` to finish
-    (less in a hurry) before they are ended with an answer that says so, for which
+    Then who comes is answered with a 503, and requests have ``shutdown_timeout_s`` to
+    finish (less in a hurry) before they are ended with an answer that says so, for which
     they have a moment; connections that do not take it are cut. The limits are
     those of ``settings``, as it changes.
     """
@@ -124,7 +130,8 @@ async def run_server(
     config.accesslog = None
     config.errorlog = None
     sock.listen(BACKLOG)
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=sock.detach())))
+    sock = socket.socket(fileno=sock.detach())
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
     door = Door(settings.value.config.server.max_sockets)
 
@@ -141,16 +148,36 @@ async def run_server(
     lifespan = Lifespan(framework, config, state)
     async with listener, trio.open_nursery() as base:
         base.start_soon(follow)
+        if lane is not None:
+            base.start_soon(lane.run)
         await base.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
-        async with trio.open_nursery() as connections:
-            base.start_soon(_end, connections.cancel_scope, stopping, settings)
-            connect = partial(Connection, framework, config, context, ConnectionState(state))
-            async with trio.open_nursery() as accepting:
-                accepting.start_soon(door.serve, listener, connect, connections)
-                task_status.started()
-                await stopping.asked()
-                accepting.cancel_scope.cancel()
-            await context.terminated.set()  # idle connections end now, busy ones after their answer
+        async with trio.open_nursery() as late:
+            over = trio.Event()
+            async with trio.open_nursery() as connections:
+                base.start_soon(_end, connections.cancel_scope, stopping, settings)
+                connect = partial(Connection, framework, config, context, ConnectionState(state))
+
+                async def hand_over(client: ClientSocket) -> None:
+                    stream = HandedOver(client)
+                    try:
+                        await connect(stream)  # type: ignore[arg-type] # hypercorn names only the one with TLS
+                    finally:
+                        await trio.aclose_forcefully(stream)
+
+                async with trio.open_nursery() as accepting:
+                    if lane is None:
+                        accepting.start_soon(door.serve, listener, connect, connections)
+                    else:
+                        serve = partial(lane.serve, hand_over=hand_over)
+                        accepting.start_soon(door.serve, RawListener(sock), serve, connections)
+                    task_status.started()
+                    await stopping.asked()
+                    accepting.cancel_scope.cancel()
+                if lane is not None:
+                    lane.stop()
+                late.start_soon(farewell, listener, settings.value.config.server.max_sockets, over)
+                await context.terminated.set()  # idle connections end now, busy ones after their answer
+            over.set()
         await lifespan.wait_for_shutdown()
         base.cancel_scope.cancel()

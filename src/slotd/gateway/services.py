@@ -12,8 +12,9 @@ from slotd.config import Config
 from slotd.config.reread import Reading
 from slotd.dispatch import Dispatcher
 from slotd.events import EventBus
-from slotd.exchange.exchange import Exchange
+from slotd.exchange.inbound import Carrier
 from slotd.exchange.record import RecordBook
+from slotd.gateway.intake import Intake
 from slotd.gateway.metrics import Metrics
 from slotd.gateway.uploads import Uploads
 from slotd.journal.journal import Journal
@@ -36,13 +37,14 @@ class Services:
     slots: SlotManager
     arbiter: Arbiter
     dispatcher: Dispatcher
-    exchange: Exchange
+    exchange: Carrier
     records: RecordBook
     bus: EventBus
     journal: Journal
     artifacts: Artifacts
     metrics: Metrics
     uploads: Uploads
+    intake: Intake
     run_id: str
     started_unix: float
     version: str

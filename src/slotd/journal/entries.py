@@ -10,7 +10,10 @@ import msgspec
 
 from slotd.events import Event, Gap, types
 
-__all__ = ["GAP", "Entry", "KeptRequest", "encode", "entry_of", "keeps"]
+__all__ = ["GAP", "LOST", "Entry", "KeptRequest", "encode", "entry_of", "keeps"]
+
+LOST = "lost"
+"""Outcome of a request that was under way when slotd ended without a word."""
 
 GAP = "journal.gap"
 """Kind of an entry that stands for events which came too fast to be kept: ``missed`` of them."""

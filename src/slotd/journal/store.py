@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from slotd.events import types
-from slotd.journal.entries import Entry, KeptRequest, encode
+from slotd.journal.entries import GAP, LOST, Entry, KeptRequest, encode
 
 __all__ = ["MAX_AROUND", "Store", "is_broken"]
 
@@ -45,6 +45,15 @@ CREATE INDEX requests_id ON requests (id);
 PRAGMA user_version = {VERSION};
 """
 
+_LIVE = """
+CREATE TABLE IF NOT EXISTS live (
+    run TEXT NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL, data TEXT NOT NULL,
+    PRIMARY KEY (run, id)) WITHOUT ROWID
+"""
+"""Requests that have begun and are not over. A slotd of before leaves it alone."""
+
+_OF_REQUESTS = frozenset({types.REQUEST_STARTED, types.REQUEST_FINISHED})
+
 _EVENTS = (
     "SELECT n, run, seq, time, kind, slot, data FROM events",
     f"SELECT n, run, seq, time, '{types.REQUEST_FINISHED}' AS kind, slot, record FROM requests",
@@ -53,6 +62,10 @@ _EVENTS = (
 
 class Store:
     """Tables of events and of requests, in the order they were kept.
+
+    A request is a row once it is over. One that lasts longer than a batch is
+    noted until then beside the tables; what is found there of another run was
+    under way when that ended, and becomes a row with the outcome ``lost``.
 
     Both draw their numbers (``n``) from one count, so that they can be told as
     one story. For one thread at a time, whichever it is. Opens the file when
@@ -67,17 +80,18 @@ class Store:
         self._counts = {"events": 0, "requests": 0}
         self._next = 1
         self._db: sqlite3.Connection | None = None
+        self._adopted = False
 
     # --- writing --------------------------------------------------------------------
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Keep them, all or none; what is there already is kept once. The oldest make room."""
-        events = [e for e in entries if e.kind != types.REQUEST_FINISHED] if self._limits["events"] else []
-        finished = (
-            [e for e in entries if e.kind == types.REQUEST_FINISHED] if self._limits["requests"] else []
-        )
-        numbers = {(e.run, e.seq): n for n, e in enumerate(entries, self._opened_at())}
         db = self._open()
+        lost = self._lost(db, entries[0].run) if entries and not self._adopted else []
+        events = [e for e in entries if e.kind not in _OF_REQUESTS] if self._limits["events"] else []
+        finished = [e for e in entries if e.kind == types.REQUEST_FINISHED]
+        kept = [*lost, *finished] if self._limits["requests"] else []
+        numbers = {(e.run, e.seq): n for n, e in enumerate((*lost, *entries), self._next)}
         counts = dict(self._counts)
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -93,9 +107,13 @@ class Store:
             counts["events"] += between - before
             db.executemany(
                 "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(numbers[e.run, e.seq], *_request_row(e)) for e in finished],
+                [(numbers[e.run, e.seq], *_request_row(e)) for e in kept],
             )
             counts["requests"] += db.total_changes - between
+            if lost:
+                db.execute("DELETE FROM live WHERE run != ?", (entries[0].run,))
+            if self._limits["requests"]:
+                self._note_live(db, entries, finished)
             for table in counts:
                 counts[table] -= self._prune(db, table, counts[table])
             db.execute("COMMIT")
@@ -104,11 +122,52 @@ class Store:
                 db.execute("ROLLBACK")
             raise
         self._counts = counts
-        self._next += len(entries)
+        self._next += len(lost) + len(entries)
+        self._adopted = self._adopted or bool(entries)
 
-    def _opened_at(self) -> int:
-        self._open()
-        return self._next
+    def _note_live(self, db: sqlite3.Connection, entries: Sequence[Entry], finished: Sequence[Entry]) -> None:
+        """Note who has begun and is not over. Of those that begin and end in one batch nothing is written."""
+        ended = {(e.run, str(e.data.get("id"))) for e in finished}
+        begun = {(e.run, str(e.data.get("id"))): e for e in entries if e.kind == types.REQUEST_STARTED}
+        for gap in (e for e in entries if e.kind == GAP):
+            # Among what was missed may be ends: rather say nothing of a request than what is not so.
+            db.execute("DELETE FROM live WHERE run = ?", (gap.run,))
+            begun = {key: e for key, e in begun.items() if e.seq > gap.seq}
+        db.executemany("DELETE FROM live WHERE run = ? AND id = ?", ended - begun.keys())
+        db.executemany(
+            "INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)",
+            [(*key, e.seq, e.time, encode(e.data)) for key, e in begun.items() if key not in ended],
+        )
+
+    def _lost(self, db: sqlite3.Connection, run: str) -> list[Entry]:
+        """As they are kept: the requests that other runs than this one have left under way.
+
+        ``total_s`` goes to the last that is known of their run.
+        """
+        rows = db.execute(
+            "SELECT run, seq, time, data FROM live WHERE run != ? ORDER BY time LIMIT ?",
+            (run, self._limits["requests"]),
+        ).fetchall()
+        last = {of: self._last_word(db, of) for of in {row[0] for row in rows}}
+        return [
+            Entry(
+                of,
+                seq,
+                began,
+                types.REQUEST_FINISHED,
+                None,
+                {**msgspec.json.decode(data), "outcome": LOST, "total_s": max(0.0, last[of] - began)},
+            )
+            for of, seq, began, data in rows
+        ]
+
+    def _last_word(self, db: sqlite3.Connection, run: str) -> float:
+        """When the last thing happened that is known of a run."""
+        found = [db.execute("SELECT max(time) FROM live WHERE run = ?", (run,)).fetchone()[0] or 0.0]
+        for table in self._counts:
+            newest = f"SELECT time FROM {table} WHERE run = ? ORDER BY seq DESC LIMIT 1"
+            found += [time for (time,) in db.execute(newest, (run,))]
+        return float(max(found))
 
     def _prune(self, db: sqlite3.Connection, table: str, count: int) -> int:
         """How many of the oldest went."""
@@ -233,6 +292,7 @@ class Store:
             db.execute("PRAGMA journal_size_limit = 4194304")
             if not tables:
                 db.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
+            db.execute(_LIVE)
             last = 0
             for table in self._counts:
                 count, newest = db.execute(f"SELECT count(*), max(n) FROM {table}").fetchone()

@@ -58,10 +58,12 @@ def story(record: Mapping[str, Any], events: Iterable[Entry]) -> list[Line]:
 
 
 def _arrival(r: Mapping[str, Any]) -> str:
-    model = f"model {r['model']!r}" if r.get("model") else "no model in particular"
+    model = f", model {r['model']!r}" if r.get("model") else ", no model in particular"
+    if "model" not in r:  # it was not over when slotd ended, and no more is known
+        model = ""
     stream = ", as a stream" if r.get("stream") else ""
     weight = f", priority {r['priority']:+d}" if r.get("priority") else ""
-    return f"{r['path']} from {r.get('client') or 'a client'}, {model}{stream}{weight}, {r['bytes_in']} bytes"
+    return f"{r['path']} from {r.get('client') or 'a client'}{model}{stream}{weight}, {r['bytes_in']} bytes"
 
 
 def _loaded_after(r: Mapping[str, Any], events: Iterable[Entry]) -> float:
@@ -166,6 +168,10 @@ def _end(r: Mapping[str, Any]) -> str:
             return f"answered with {r.get('status')} after {after}: {size}"
         case "client_gone":
             return f"the client left after {after}, while {_doing(r)}: {size}"
+        case "lost":
+            return "was under way when slotd ended without a word; nothing later is known"
+        case _ if r.get("error") and (r.get("status") or 500) < 400:
+            return f"broke off after {after}, when the answer had begun (status {r['status']}): {r['error']}"
         case _:
             code = r.get("error") or "as its engine answered"
             return f"failed with {r.get('status')} after {after}: {code}"

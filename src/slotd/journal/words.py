@@ -107,8 +107,12 @@ def _finished(d: Data) -> str:
     what = f"{d['id']} {d['path']}"
     to = f" to {d['target']}" if d.get("target") else ""
     model = f" for {d['model']!r}" if d.get("model") else ""
+    if d["outcome"] == "lost":
+        return f"{what}{model}{to}: was under way when slotd ended"
     end = d["outcome"] if not d.get("error") else f"{d['outcome']} ({d['error']})"
     status = f" {d['status']}" if d.get("status") else ""
+    if d.get("error") and status and d["status"] < 400:
+        status = f", the answer had begun (status{status}),"
     tokens = f", {d['tokens_out']} tokens" if d.get("tokens_out") is not None else ""
     return f"{what}{model}{to}: {end}{status} after {duration(d['total_s'])}{tokens}"
 
@@ -132,6 +136,7 @@ _WORDS: Mapping[str, Callable[[Data], str]] = {
     "arbiter.released": _released,
     "arbiter.denied": lambda d: f"no room: {d['message']}",
     "arbiter.mode": _mode,
+    "request.started": lambda d: f"{d['id']} {d['path']} from {d.get('client') or 'a client'}",
     "request.finished": _finished,
     "request.replayed": _replayed,
     "config.reloaded": _reloaded,

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slotd.testing.comfy_knobs import ComfyKnobs, comfy_command, fake_comfyui_slot
     from slotd.testing.fake_knobs import Knobs, command
     from slotd.testing.harness import (
         FakeEngine,
@@ -22,18 +23,25 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ComfyKnobs",
     "FakeEngine",
     "FakeServer",
     "Harness",
     "Knobs",
     "SlotdProcess",
+    "comfy_command",
     "command",
     "config_text",
+    "fake_comfyui_slot",
     "fake_slot",
     "run_harness",
 ]
 
-_HOME = {"Knobs": "fake_knobs", "command": "fake_knobs"}
+_HOME = {
+    "Knobs": "fake_knobs",
+    "command": "fake_knobs",
+    **dict.fromkeys(("ComfyKnobs", "comfy_command", "fake_comfyui_slot"), "comfy_knobs"),
+}
 
 
 def __getattr__(name: str) -> Any:

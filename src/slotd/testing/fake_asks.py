@@ -17,7 +17,19 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["TASKS", "Ask", "Body", "Form", "Part", "Refused", "Result", "count", "read_ask", "read_form"]
+__all__ = [
+    "TASKS",
+    "Ask",
+    "Body",
+    "Form",
+    "Part",
+    "Refused",
+    "Result",
+    "count",
+    "read_ask",
+    "read_form",
+    "split_words",
+]
 
 JSON = "application/json; charset=utf-8"
 DIMENSIONS = 32
@@ -60,7 +72,7 @@ class Ask:
     def words(self, *, tokens: int, echo: bool) -> Iterator[str]:
         """The answer's tokens: of the length wanted, or the client's own words."""
         if echo:
-            return islice(_split(self.last), self.limit)
+            return islice(split_words(self.last), self.limit)
         if self.ignore_eos and self.limit is not None:
             tokens = self.limit
         return islice((f" word{n}" if n else "word0" for n in range(tokens)), self.limit)
@@ -122,7 +134,7 @@ def _text(content: Any) -> str:
     return ""
 
 
-def _split(text: str) -> Iterator[str]:
+def split_words(text: str) -> Iterator[str]:
     """Words that keep the blanks before them: joined, they are the text again."""
     start = 0
     inside = False
@@ -293,7 +305,7 @@ def _image(body: Body | Form, _model: str) -> Result:
 
 
 def _tokenize(body: Body | Form, _model: str) -> Result:
-    words = _split(_text(_document(body).get("content")))
+    words = split_words(_text(_document(body).get("content")))
     return _json({"tokens": [binascii.crc32(word.encode()) % 32000 for word in words]})
 
 

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from typing import Any
 
 import msgspec
 import trio
@@ -38,10 +39,12 @@ from slotd.testing.fake_asks import (
     read_ask,
     read_form,
     read_json,
+    split_words,
 )
 from slotd.testing.fake_desk import Desk, Job, Panel
 from slotd.testing.fake_http import Cut, Reply, Request, serve_connection
 from slotd.testing.fake_knobs import KnobError, Knobs, documented, parse_args
+from slotd.testing.fake_script import ScriptedChat, scripted
 from slotd.testing.fake_shapes import SHAPES, Answer, Finish, Shape, error_document, models_document
 
 __all__ = ["main"]
@@ -198,7 +201,8 @@ class FakeEngine:
         if (shape := SHAPES.get(path)) is not None:
             if isinstance(body, Form):
                 raise Refused(400, "expected a JSON object")
-            await self._generate(job, shape, read_ask(path, body), reply)
+            message = scripted(knobs.script, path, body)
+            await self._generate(job, shape, read_ask(path, body), reply, message)
         else:
             result = TASKS[path](body, self._model)
             await trio.sleep(knobs.first_token_delay_s)
@@ -212,7 +216,14 @@ class FakeEngine:
         document = error_document(knobs.error_status, "an error, as told", "server_error")
         await reply.send(knobs.error_status, JSON, knobs.error_body.encode() or _encode(document))
 
-    async def _generate(self, job: Job, shape_class: type[Shape], ask: Ask, reply: Reply) -> None:
+    async def _generate(
+        self,
+        job: Job,
+        shape_class: type[Shape],
+        ask: Ask,
+        reply: Reply,
+        message: dict[str, Any] | None = None,
+    ) -> None:
         """Send tokens at the knobs' pace, up to the fault that they ask for."""
         answer = Answer(
             id=f"{shape_class.prefix}-{os.getpid()}-{job.id}",
@@ -222,6 +233,10 @@ class FakeEngine:
             include_usage=ask.include_usage,
         )
         shape = shape_class(answer)
+        words = self._tokens(ask)
+        if message is not None:
+            shape = ScriptedChat(answer)
+            shape.message, words = message, split_words(message.get("content") or "")
         opening = shape.opening()
         text: list[str] = []
         started = due = trio.current_time()
@@ -229,7 +244,7 @@ class FakeEngine:
         first = due = trio.current_time()
         answer.prompt_ms = (first - started) * 1000
         self.desk.prompt_tokens += answer.prompt_tokens
-        for token in self._tokens(ask):
+        for token in words:
             await self._fault(answer.sent)
             if answer.sent:
                 due = await self._pace(due)

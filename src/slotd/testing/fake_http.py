@@ -34,6 +34,7 @@ class Request:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     keep_alive: bool
+    query: str = ""
 
     def header(self, name: str) -> str:
         """The first header of this (lower-case) name, or ""."""
@@ -108,7 +109,7 @@ class Reply:
 Handler = Callable[[Request, Reply], Awaitable[None]]
 
 
-async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
+async def serve_connection(stream: trio.abc.Stream, handler: Handler) -> None:
     """Serve one connection until it ends; ``handler`` answers its requests one by one.
 
     A cancelled ``handler`` (see :meth:`Reply.follow_client`) ends the connection.
@@ -138,7 +139,7 @@ async def _answer_all(link: _Link, incoming: trio.MemoryReceiveChannel[Request],
 class _Link:
     """The reading half of a connection, and what both halves know of it."""
 
-    def __init__(self, stream: trio.SocketStream, requests: trio.MemorySendChannel[Request]) -> None:
+    def __init__(self, stream: trio.abc.Stream, requests: trio.MemorySendChannel[Request]) -> None:
         self.stream = stream
         self.gone = False
         self.refusal = b""
@@ -151,7 +152,7 @@ class _Link:
         async with self._requests:
             try:
                 while data := await self.stream.receive_some(RECV_BYTES):
-                    for request in reader.feed(data):
+                    for request in reader.feed(bytes(data)):
                         await self._requests.send(request)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
                 self.refusal = f"bad request: {exc}".encode()
@@ -210,7 +211,7 @@ class _RequestReader:
     def on_message_complete(self) -> None:
         self._in_head = True
         self._quiet = 0
-        path = b"".join(self._url).decode("latin-1").partition("?")[0]
+        path, _, query = b"".join(self._url).decode("latin-1").partition("?")
         self._complete.append(
             Request(
                 method=self._parser.get_method().decode("latin-1"),
@@ -218,6 +219,7 @@ class _RequestReader:
                 headers=tuple(self._headers),
                 body=bytes(self._body),
                 keep_alive=self._parser.should_keep_alive(),
+                query=query,
             )
         )
 

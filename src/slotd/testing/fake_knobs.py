@@ -86,6 +86,13 @@ class Knobs:
     echo: Annotated[bool, doc("answer with the prompt or the last user message, whatever `tokens` is")] = (
         False
     )
+    script: Annotated[
+        str,
+        doc(
+            "JSON list of assistant messages that chats are answered with, one after the other: "
+            '[{"content": "...", "tool_calls": [{"name": "...", "arguments": {}}]}, ...]'
+        ),
+    ] = ""
     first_token_delay_s: Annotated[Seconds, doc("prompt processing: time before the first token")] = 0.0
     token_delay_s: Annotated[Seconds, doc("time before every later token")] = 0.0
     tokens_per_s: Annotated[

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,11 +283,12 @@ OUTPUT_LINES = 10_000
 class FakeServer:
     """A fake engine that slotd did not start: an upstream, or the server of an ``external`` slot.
 
-    A context manager; blocks for its start, a fraction of a second.
+    ``argv``: of another fake that prints where it listens. A context manager;
+    blocks for its start, a fraction of a second.
     """
 
-    def __init__(self, knobs: Knobs | None = None) -> None:
-        self._argv = command(knobs, port="0")
+    def __init__(self, knobs: Knobs | None = None, *, argv: Sequence[str] | None = None) -> None:
+        self._argv = argv or command(knobs, port="0")
         self._process: subprocess.Popen[str] | None = None
         self._drained: _Drained | None = None
         self.engine = FakeEngine("", 0)

@@ -1,1 +1,1 @@
-"""HTTP as it is on the wire: a lean client, and server-sent events. Nothing of slots."""
+"""HTTP as it is on the wire: a lean client, server-sent events, forms. Nothing of slots."""

@@ -77,6 +77,11 @@ class Http1Pool:
         self._received = 0
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the engine, for what is not said over HTTP/1.1."""
+        return self._host, self._port
+
+    @property
     def in_use(self) -> int:
         """Connections that are being opened or carry a request whose response has not ended."""
         return len(self._in_use)

@@ -1,0 +1,209 @@
+"""ComfyUI's HTTP API, call by call. Every answer is bounded; what is no sense raises.
+
+Each call raises the wire's exceptions (:mod:`slotd.wire.http1`), which mean
+that the engine is lost, and :class:`slotd.errors.EngineError` for its refusals.
+None has a time-out of its own: the caller's stall guard is around them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from slotd.comfy.form import Upload
+from slotd.comfy.words import refusal
+from slotd.comfy.workflow import Graph
+from slotd.errors import AnswerTooLarge, EngineError
+from slotd.wire.http1 import Http1Pool
+
+__all__ = ["Api", "Entry", "Picture", "Place"]
+
+DOCUMENT_MAX = 32 << 20
+"""The longest queue or history that is read; both carry graphs."""
+
+Place = Literal["running", "pending", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Where ComfyUI keeps a picture."""
+
+    filename: str
+    subfolder: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of a prompt. ``pictures``: by the id of the node that put them out.
+
+    ``messages``: what was said on the way, (event, data) in order.
+    """
+
+    succeeded: bool
+    pictures: Mapping[str, tuple[Picture, ...]]
+    messages: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+class _Status(msgspec.Struct):
+    status_str: str = ""
+    completed: bool = True
+    messages: list[Any] = []
+
+
+class _History(msgspec.Struct):
+    outputs: dict[str, dict[str, Any]] = {}
+    status: _Status | None = None
+
+
+class _Queue(msgspec.Struct):
+    queue_running: list[list[Any]] = []
+    queue_pending: list[list[Any]] = []
+
+
+class _Kept(msgspec.Struct):
+    name: str
+    subfolder: str = ""
+    type: str = "input"
+
+
+class Api:
+    """The calls, over the connections of one engine."""
+
+    def __init__(self, http: Http1Pool) -> None:
+        self._http = http
+
+    async def submit(self, graph: Graph, *, prompt_id: str, client_id: str) -> None:
+        """Queue a prompt under an id of our own."""
+        body = msgspec.json.encode({"prompt": graph, "prompt_id": prompt_id, "client_id": client_id})
+        await self._post("/prompt", body)
+
+    async def history(self, prompt_id: str) -> Entry | None:
+        """The prompt's result; None while it has none."""
+        data = await self._get(f"/history/{quote(prompt_id, safe='')}")
+        found = _decode(data, dict[str, _History]).get(prompt_id)
+        if found is None:
+            return None
+        status = found.status or _Status()
+        pictures = {node: _pictures(output) for node, output in found.outputs.items()}
+        messages = tuple(
+            (item[0], item[1])
+            for item in status.messages
+            if isinstance(item, list)
+            and len(item) == 2
+            and isinstance(item[0], str)
+            and isinstance(item[1], dict)
+        )
+        return Entry(status.status_str != "error", pictures, messages)
+
+    async def place(self, prompt_id: str) -> Place:
+        """Where in its queue the prompt is."""
+        queue = _decode(await self._get("/queue"), _Queue)
+        if any(prompt_id in item[1:2] for item in queue.queue_running):
+            return "running"
+        if any(prompt_id in item[1:2] for item in queue.queue_pending):
+            return "pending"
+        return "absent"
+
+    async def stop(self, prompt_id: str) -> None:
+        """Have the prompt not be worked on, whether it waits or runs; nobody else's is touched.
+
+        In this order it cannot slip through: once it is not in the queue, it
+        can only run or be over. The look in between is for versions that
+        interrupt whatever runs.
+        """
+        await self._post("/queue", msgspec.json.encode({"delete": [prompt_id]}))
+        if await self.place(prompt_id) == "running":
+            await self._post("/interrupt", msgspec.json.encode({"prompt_id": prompt_id}))
+
+    async def view(self, picture: Picture, most: int) -> tuple[bytes, str]:
+        """A picture and its content type. Raises :class:`AnswerTooLarge` beyond ``most`` bytes."""
+        query = urlencode(
+            {"filename": picture.filename, "subfolder": picture.subfolder, "type": picture.type}
+        )
+        return await self._call(b"GET", f"/view?{query}", b"", most=most)
+
+    async def upload(self, upload: Upload, name: str) -> str:
+        """Give it a picture to work on; returns what a node that loads pictures calls it.
+
+        It goes where ComfyUI keeps what it throws away when it starts.
+        """
+        boundary = secrets.token_hex(16)
+        fields = {"type": "temp", "subfolder": "slotd", "overwrite": "true"}
+        body = b"".join(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
+            for key, value in fields.items()
+        )
+        body += (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        body += upload.data + f"\r\n--{boundary}--\r\n".encode()
+        data, _ = await self._call(
+            b"POST", "/upload/image", body, content_type=f"multipart/form-data; boundary={boundary}"
+        )
+        kept = _decode(data, _Kept)
+        path = f"{kept.subfolder}/{kept.name}" if kept.subfolder else kept.name
+        return path if kept.type == "input" else f"{path} [{kept.type}]"
+
+    # --- inside --------------------------------------------------------------------
+
+    async def _get(self, target: str) -> bytes:
+        return (await self._call(b"GET", target, b""))[0]
+
+    async def _post(self, target: str, body: bytes) -> bytes:
+        return (await self._call(b"POST", target, body))[0]
+
+    async def _call(
+        self,
+        method: bytes,
+        target: str,
+        body: bytes,
+        *,
+        content_type: str = "application/json",
+        most: int = DOCUMENT_MAX,
+    ) -> tuple[bytes, str]:
+        headers = [(b"content-type", content_type.encode())] if body else []
+        async with await self._http.request(method, target.encode("ascii"), headers, body) as response:
+            data = bytearray()
+            while some := await response.receive_some():
+                data += some
+                if len(data) > most:
+                    raise AnswerTooLarge(f"ComfyUI's answer to {_shown(target)} is larger than {most} bytes")
+            if response.status >= 300:
+                raise EngineError(
+                    refusal(_shown(target), response.status, bytes(data)),
+                    details={"status": response.status},
+                )
+            kinds = (value for name, value in response.headers if name.lower() == b"content-type")
+            return bytes(data), next(kinds, b"").decode("latin-1")
+
+
+T = TypeVar("T")
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise EngineError(f"ComfyUI's answer is not as expected: {exc}") from exc
+
+
+def _pictures(output: Mapping[str, Any]) -> tuple[Picture, ...]:
+    found = output.get("images")
+    if not isinstance(found, list):
+        return ()  # what other nodes put out: text, for example
+    return tuple(
+        Picture(str(item["filename"]), str(item.get("subfolder", "")), str(item.get("type", "output")))
+        for item in found
+        if isinstance(item, dict) and item.get("filename")
+    )
+
+
+def _shown(target: str) -> str:
+    return target.partition("?")[0]

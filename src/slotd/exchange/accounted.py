@@ -1,0 +1,59 @@
+"""A request from its record's beginning to its end, whatever carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from slotd.errors import SlotdError
+from slotd.exchange.answer import Answer
+from slotd.exchange.inbound import ClientGone
+from slotd.exchange.record import RecordBook
+
+__all__ = ["accounted"]
+
+log = structlog.get_logger("slotd")
+
+
+async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awaitable[None]]) -> None:
+    """Have ``work`` give the answer, with its record open; returns when the answer is complete.
+
+    Errors become an error response, or the last event of a stream that has
+    begun; one that is not typed is a bug, is logged, and ends this request
+    alone. A body that has begun and is no event stream can only be broken
+    off: the typed error is raised then, for the adapter to close the
+    connection. :class:`ClientGone` passes through. Cancelled when the
+    client leaves. Ended through ``records``, it is answered with the cause
+    given there.
+    """
+    record = answer.record
+    records.open(record)
+    try:
+        with record.scope:
+            await _answered(answer, work)
+        if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
+            await answer.fail(record.cause)
+    finally:
+        record.tokens_in, record.tokens_out = answer.usage.read()
+        if record.outcome == "live":
+            # Cancelled, bare or in a group. Clients hang up once they have
+            # read the end, often before we get to see it ourselves.
+            record.outcome = "ok" if answer.complete else "client_gone"
+        records.close(record)
+
+
+async def _answered(answer: Answer, work: Callable[[], Awaitable[None]]) -> None:
+    record = answer.record
+    try:
+        await work()
+    except SlotdError as error:
+        await answer.fail(error)
+    except ClientGone:
+        raise
+    except Exception:
+        log.exception("a request met a bug", request=record.id, path=record.path)
+        await answer.fail(SlotdError("slotd itself failed at this request; its log says why"))
+    else:
+        refused = (record.status or 0) >= 400 or record.error is not None
+        record.outcome = "error" if refused else "ok"

@@ -1,0 +1,98 @@
+"""An answer as bytes on a client's socket: head and first bytes in one write, then what comes."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+
+import trio
+
+from slotd.exchange.inbound import ClientGone
+from slotd.gateway.express.client import ClientSocket
+
+__all__ = ["SocketOut"]
+
+_STATUS = {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_BODILESS = frozenset({204, 304})
+
+
+class SocketOut:
+    """Implements :class:`slotd.exchange.inbound.Outbound`.
+
+    ``close``: the connection is to end with this answer. A body without a
+    length of its own goes out in chunks.
+    """
+
+    __slots__ = ("_chunked", "_client", "_close", "_head", "_write_timeout_s")
+
+    def __init__(self, client: ClientSocket, write_timeout_s: float, *, close: bool) -> None:
+        self._client = client
+        self._write_timeout_s = write_timeout_s
+        self._close = close
+        self._head = b""
+        self._chunked = False
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection ends with this answer."""
+        return self._close
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """See :class:`~slotd.exchange.inbound.Outbound`. It goes out with what comes next."""
+        lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status]
+        measured = status in _BODILESS
+        for name, value in headers:
+            measured = measured or name == b"content-length"
+            lines.append(b"%s: %s\r\n" % (name, value))
+        lines.append(_date())
+        if not measured:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if self._close:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        # Values come from engines and configurations: none may bring a line of its own.
+        ends = len(lines)
+        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
+            raise ValueError("a CR, LF or NUL in the headers of an answer")
+        self._head = head + b"\r\n"
+
+    async def send(self, data: bytes) -> None:
+        """See :class:`~slotd.exchange.inbound.Outbound`."""
+        if not data:
+            return
+        head, self._head = self._head, b""
+        if self._chunked:
+            data = b"%s%x\r\n%s\r\n" % (head, len(data), data)
+        elif head:
+            data = head + data
+        await self._put(data)
+
+    async def finish(self) -> None:
+        """The answer is complete."""
+        last, self._head = self._head, b""
+        if self._chunked:
+            last += b"0\r\n\r\n"
+        if last:
+            await self._put(last)
+
+    async def _put(self, data: bytes) -> None:
+        try:
+            await self._client.send(data, self._write_timeout_s)
+        except trio.TooSlowError as exc:
+            raise ClientGone(f"nothing was read for {self._write_timeout_s:g} s") from exc
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise ClientGone("the connection has ended") from exc
+
+
+_dated = (0, b"")
+
+
+def _date() -> bytes:
+    """The line that tells the time; made anew once a second."""
+    global _dated
+    now = int(time.time())
+    if _dated[0] != now:
+        _dated = (now, b"date: %s\r\n" % formatdate(now, usegmt=True).encode())
+    return _dated[1]

@@ -1,0 +1,229 @@
+"""One connection after another, one request after another: read, admit, answer, or hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import NoReturn
+
+import structlog
+import trio
+
+from slotd.actor import Snapshot
+from slotd.errors import SlotdError
+from slotd.exchange.inbound import Carrier, ClientGone
+from slotd.exchange.render import Dialect, error_response
+from slotd.gateway.express.answer import SocketOut
+from slotd.gateway.express.body import BadChunk, ChunkedBody
+from slotd.gateway.express.client import ClientSocket
+from slotd.gateway.express.hangups import Hangups
+from slotd.gateway.express.head import CHUNKED, NotPlain, RequestHead, could_be_plain, read_head
+from slotd.gateway.intake import Intake, too_large
+from slotd.gateway.refusals import BodyTimeout, HeadTimeout, InvalidHttp
+from slotd.gateway.uploads import Uploads
+from slotd.settings import Settings
+
+__all__ = ["HandOver", "Lane"]
+
+log = structlog.get_logger("slotd")
+
+HandOver = Callable[[ClientSocket], Awaitable[None]]
+"""Serves a connection to its end in the other lane, beginning with what has been received of it."""
+
+KEEP_ALIVE_S = 75.0
+"""How long a connection may wait for its next request."""
+
+LINGER_S, LINGER_BYTES = 1.0, 1 << 20
+"""How long, and of how much, what a client still sends is read after an answer that ends its connection."""
+
+_END = b"\r\n\r\n"
+
+
+class _Ended(Exception):
+    """The client has left, or nothing more is wanted of it."""
+
+
+class Lane:
+    """Serves connections. Owns what waits between two requests, so that a stop can end it.
+
+    :meth:`run` must run meanwhile: it notices clients that leave.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        intake: Intake,
+        uploads: Uploads,
+        settings: Snapshot[Settings],
+    ) -> None:
+        self._carrier = carrier
+        self._intake = intake
+        self._uploads = uploads
+        self._settings = settings
+        self._hangups = Hangups()
+        self._idle: dict[ClientSocket, None] = {}
+        self._stopping = False
+
+    async def run(self) -> NoReturn:
+        """Notice clients that leave, until cancelled."""
+        await self._hangups.run()
+
+    def stop(self) -> None:
+        """Connections end with the answers that are under way, and those between two requests now."""
+        self._stopping = True
+        for client in tuple(self._idle):
+            client.close()
+
+    async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
+        """Serve a connection to its end. Cancelled: it is for the caller to close."""
+        fresh = True
+        while True:
+            try:
+                head = await self._read_head(client, fresh=fresh)
+            except NotPlain as odd:
+                if odd.smuggled:
+                    error = InvalidHttp("the request tells the length of its body twice")
+                    return await self._refuse(client, error, "openai")
+                return await hand_over(client)
+            except _Ended:
+                return None
+            if not await self._one(client, head) or self._stopping:
+                return None
+            fresh = False
+
+    # --- reading -------------------------------------------------------------------------
+
+    async def _read_head(self, client: ClientSocket, *, fresh: bool) -> RequestHead:
+        """The head of the next request. Raises :class:`NotPlain`, :class:`_Ended`."""
+        server = self._settings.value.config.server
+        received = client.received
+        with trio.CancelScope() as patience:
+            seen = 0
+            patience.deadline = trio.current_time() + server.head_timeout_s
+            if not received:
+                if not fresh:
+                    patience.deadline = trio.current_time() + max(KEEP_ALIVE_S, server.head_timeout_s + 1)
+                await self._await_first(client)
+                if not fresh:
+                    patience.deadline = trio.current_time() + server.head_timeout_s
+            while (end := received.find(_END, max(seen - 3, 0))) < 0:
+                if not could_be_plain(received) or len(received) > server.max_head_kb * 1024:
+                    raise NotPlain
+                seen = len(received)
+                await self._more(client)
+        if patience.cancelled_caught:
+            if received:
+                words = f"the request's head did not come to an end within {server.head_timeout_s:g} s"
+                await self._refuse(client, HeadTimeout(f"{words} (server.head_timeout_s)"), "openai")
+            raise _Ended
+        if end > server.max_head_kb * 1024 or not could_be_plain(received):
+            raise NotPlain
+        data = bytes(received[: end + len(_END)])
+        head = read_head(data, hand_over_origins=bool(server.cors_origins))
+        del received[: end + len(_END)]
+        return head
+
+    async def _await_first(self, client: ClientSocket) -> None:
+        """Its first bytes. Nobody is kept waiting for these by a stop."""
+        if self._stopping:
+            raise _Ended
+        self._idle[client] = None
+        try:
+            await self._more(client)
+        finally:
+            del self._idle[client]
+
+    async def _more(self, client: ClientSocket) -> None:
+        try:
+            here = await client.receive()
+        except (OSError, trio.ClosedResourceError):
+            here = False
+        if not here:
+            raise _Ended
+
+    async def _read_body(self, client: ClientSocket, head: RequestHead) -> bytes:
+        """The rest of the request. Raises typed errors, and :class:`_Ended`."""
+        server = self._settings.value.config.server
+        limit = server.max_body_mb * 1024 * 1024
+        if head.length > limit:
+            raise too_large(server.max_body_mb)
+        if head.length == CHUNKED:
+            read = self._read_chunks
+        elif head.length <= len(client.received):
+            return _take(client, head.length)
+        else:
+            read = self._read_length
+        if head.expects_continue and not client.received:
+            await client.send(b"HTTP/1.1 100 Continue\r\n\r\n", server.write_timeout_s)
+        patience_s = server.idle_timeout_s or float("inf")
+        with trio.move_on_after(patience_s):
+            return await self._uploads.receive(partial(read, client, head, limit))
+        raise BodyTimeout(f"the request's body did not come to an end within {patience_s:g} s")
+
+    async def _read_length(self, client: ClientSocket, head: RequestHead, limit: int) -> bytes:
+        while len(client.received) < head.length:
+            await self._more(client)
+        return _take(client, head.length)
+
+    async def _read_chunks(self, client: ClientSocket, head: RequestHead, limit: int) -> bytes:
+        body = ChunkedBody()
+        while True:
+            try:
+                body.feed(client.received)
+            except BadChunk as exc:
+                raise InvalidHttp(f"the request's chunked body is malformed: {exc}") from exc
+            client.received.clear()
+            if body.size > limit:
+                raise too_large(limit // (1024 * 1024))
+            if body.done:
+                client.received += body.rest
+                return body.body
+            await self._more(client)
+
+    # --- answering -----------------------------------------------------------------------
+
+    async def _one(self, client: ClientSocket, head: RequestHead) -> bool:
+        """Answer one request; whether another may follow."""
+        dialect = head.endpoint.dialect
+        try:
+            priority = self._intake.check_key(head.headers)
+            self._intake.admit()
+            body = await self._read_body(client, head)
+        except _Ended:
+            return False
+        except SlotdError as error:
+            # What is left of the body is not worth reading.
+            await self._refuse(client, error, dialect)
+            return False
+        server = self._settings.value.config.server
+        inbound = self._intake.inbound(head.endpoint, head.query, head.headers, body, client.peer, priority)
+        out = SocketOut(client, server.write_timeout_s, close=self._stopping or not head.keep_alive)
+        with trio.CancelScope() as scope:
+            guest = self._hangups.begin(client, scope)
+            try:
+                await self._carrier.run(inbound, out)
+                await out.finish()
+            except (SlotdError, ClientGone):
+                return False  # half an answer: the connection ends, and so it is told
+            except Exception:
+                log.exception("a request met a bug", request=inbound.id, path=inbound.path)
+                return False
+            finally:
+                await self._hangups.end(guest)
+        return not (scope.cancelled_caught or guest.gone or out.closes)
+
+    async def _refuse(self, client: ClientSocket, error: SlotdError, dialect: Dialect) -> None:
+        """Answer with an error, and end the connection when the client has had the time to read it."""
+        out = SocketOut(client, LINGER_S, close=True)
+        status, headers, body = error_response(error, dialect)
+        with suppress(ClientGone):
+            await out.start(status, headers)
+            await out.send(body)
+            await client.linger(LINGER_S, LINGER_BYTES)
+
+
+def _take(client: ClientSocket, length: int) -> bytes:
+    body = bytes(memoryview(client.received)[:length])
+    del client.received[:length]
+    return body
