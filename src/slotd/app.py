@@ -286,6 +286,7 @@ class Slotd:
         outside = Outside(
             fetch=fetch,
             slots=self.slots.snapshots,
+            routing=lambda: self.slots.routing,
             store=FileStore(state / "catalogs.json"),
             on_trouble=lambda words: log.warning(words),
         )

@@ -32,6 +32,11 @@ class Actor(Generic[M]):
         self.mailbox = mailbox
         self.children: trio.Nursery
         self._finished = False
+        self._patience = trio.CancelScope()  # of the wait for the next message
+        self._armed = float("inf")
+        self._resting = False
+        self._awaited = False  # a message is on its way to the loop
+        self._crash: Exception | None = None
 
     @property
     def name(self) -> str:
@@ -57,9 +62,34 @@ class Actor(Generic[M]):
         """End the loop after the current message: a normal end, not a crash."""
         self._finished = True
 
+    def _take(self, message: M) -> bool:
+        """Handle a message at once if the loop rests; False if it must wait for its turn.
+
+        Waking a task costs more than most messages. Since handling one is a
+        plain function, it does not matter whose task calls it: still one at a
+        time, in the order in which they came, none while another is handled,
+        and none before a deadline that has come. A crash is the actor's and
+        not the sender's.
+        """
+        if not self._resting or self.next_deadline() <= trio.current_time():
+            if self._resting:
+                self._patience.cancel()  # the deadline first
+            self._resting, self._awaited = False, True  # and no later message before this one
+            return False
+        self._resting = self._awaited = False
+        try:
+            self.handle(message)
+        except Exception as exc:
+            self._crash = exc
+        if self._crash is not None or self._finished or self.next_deadline() < self._armed:
+            self._patience.cancel()
+        else:
+            self._resting = not self._awaited
+        return True
+
     async def run(self) -> None:
         """Live until :meth:`finish`, a crash, or cancellation."""
-        self.mailbox.open()
+        self.mailbox.open(self._take)
         async with trio.open_nursery() as self.children:
             try:
                 self.started()
@@ -87,6 +117,14 @@ class Actor(Generic[M]):
                 if not self._finished and self.next_deadline() <= due:
                     raise RuntimeError(f"actor {self.name!r}: a deadline came due and was not dealt with")
                 continue
-            with trio.move_on_at(due):
-                message = await self.mailbox.receive()
-                self.handle(message)
+            with trio.CancelScope(deadline=due) as self._patience:
+                self._armed = due
+                self._resting = self.mailbox.is_empty
+                try:
+                    message = await self.mailbox.receive()
+                finally:
+                    self._resting = False
+                if self._crash is None:
+                    self.handle(message)
+            if self._crash is not None:
+                raise self._crash

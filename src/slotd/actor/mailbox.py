@@ -37,6 +37,7 @@ class Mailbox(Generic[M]):
         self._receiver: trio.MemoryReceiveChannel[M] | None = None
         self._open: set[Reply[object]] = set()
         self._opened = trio.Event()
+        self._taker: Callable[[M], bool] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -46,11 +47,21 @@ class Mailbox(Generic[M]):
     def open_asks(self) -> int:
         return len(self._open)
 
-    def open(self) -> None:
-        """Make a fresh channel. Called by the actor as it starts."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be received."""
+        return self._receiver is None or not self._receiver.statistics().current_buffer_used
+
+    def open(self, taker: Callable[[M], bool] | None = None) -> None:
+        """Make a fresh channel. Called by the actor as it starts.
+
+        ``taker`` is offered each message first, in the sender's task; what it
+        returns False for goes into the channel.
+        """
         if self._sender is not None:
             raise RuntimeError(f"mailbox {self.name!r} is open already: two actors would share it")
         self._sender, self._receiver = trio.open_memory_channel(math.inf)
+        self._taker = taker
         self._opened.set()
 
     async def wait_open(self) -> None:
@@ -68,7 +79,7 @@ class Mailbox(Generic[M]):
             return
         self._sender.close()
         self._receiver.close()
-        self._sender = self._receiver = None
+        self._sender = self._receiver = self._taker = None
         self._opened = trio.Event()
         for reply in list(self._open):
             gone = ActorGone(self.name)
@@ -80,7 +91,8 @@ class Mailbox(Generic[M]):
         """Put a message in, without waiting. False if the actor is gone."""
         if self._sender is None:
             return False
-        self._sender.send_nowait(message)
+        if self._taker is None or not self._taker(message):
+            self._sender.send_nowait(message)
         return True
 
     async def ask(self, make: Callable[[Reply[T]], M]) -> T:
@@ -97,7 +109,7 @@ class Mailbox(Generic[M]):
         tracked: Reply[object] = reply  # type: ignore[assignment] # only refused through this set
         self._open.add(tracked)
         try:
-            self._sender.send_nowait(make(reply))
+            self.post(make(reply))
             return await reply.wait()
         finally:
             self._open.discard(tracked)

@@ -22,7 +22,7 @@ class Reply(Generic[T]):
     __slots__ = ("_abandoned", "_error", "_event", "_settled", "_value")
 
     def __init__(self) -> None:
-        self._event = trio.Event()
+        self._event: trio.Event | None = None  # there while somebody waits
         self._value: T | None = None
         self._error: BaseException | None = None
         self._settled = False
@@ -43,7 +43,8 @@ class Reply(Generic[T]):
             return False
         self._settled = True
         self._value = value
-        self._event.set()
+        if self._event is not None:
+            self._event.set()
         return not self._abandoned
 
     def refuse(self, error: BaseException) -> bool:
@@ -52,7 +53,8 @@ class Reply(Generic[T]):
             return False
         self._settled = True
         self._error = error
-        self._event.set()
+        if self._event is not None:
+            self._event.set()
         return not self._abandoned
 
     def abandon(self) -> None:
@@ -60,8 +62,16 @@ class Reply(Generic[T]):
         self._abandoned = True
 
     async def wait(self) -> T:
-        """The answer. Raises the refusal; give a deadline with ``trio.fail_after``."""
-        await self._event.wait()
+        """The answer. Raises the refusal; give a deadline with ``trio.fail_after``.
+
+        Always a point of cancellation; a schedule point only if it has to wait.
+        """
+        if self._settled:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            if self._event is None:
+                self._event = trio.Event()
+            await self._event.wait()
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value] # settled without error: it is a T

@@ -21,7 +21,7 @@ from slotd.dispatch.catalog import CatalogUnavailable, SavedCatalog, Upstream, U
 from slotd.dispatch.entries import UpstreamEntry
 from slotd.dispatch.machine import step
 from slotd.dispatch.policy import SlotView
-from slotd.dispatch.route import Explanation, Route
+from slotd.dispatch.route import Explanation, Route, SlotTarget
 from slotd.dispatch.state import begin, explain
 from slotd.dispatch.store import CatalogStore, StoreTrouble
 from slotd.errors import RegistryBroken
@@ -35,6 +35,10 @@ Fetch = Callable[[UpstreamEntry], Awaitable[tuple[str, ...]]]
 ReadSlots = Callable[[], Mapping[str, SlotSnapshot]]
 
 
+MAX_KNOWN = 1024
+"""Answers that are remembered."""
+
+
 def _ignore(_: object) -> None:
     """What happens to reports that nobody asked for."""
 
@@ -43,7 +47,8 @@ def _ignore(_: object) -> None:
 class Outside:
     """What the dispatcher works with.
 
-    ``slots``: the slots' snapshots, read at each question. ``on_decision``
+    ``slots``: the slots' snapshots, read at each question, or, with ``routing``, when
+    the number that it gives has changed. ``on_decision``
     and ``on_trouble`` (a store that does not work, in words) are called in
     the actor's loop; they must not block or raise.
     """
@@ -53,6 +58,7 @@ class Outside:
     store: CatalogStore | None = None
     on_decision: Callable[[ev.DecisionInfo], None] = _ignore
     on_trouble: Callable[[str], None] = _ignore
+    routing: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ class DispatcherActor(Actor[ev.Message]):
         self._flights: dict[tuple[str, int], trio.CancelScope] = {}
         self._snapshots: Mapping[str, SlotSnapshot] = {}
         self._slots: dict[str, SlotView] = {}
+        self._routing: int | None = None
         self._unsaved: Mapping[str, Upstream] | None = None
         self._saving = False
 
@@ -114,7 +121,10 @@ class DispatcherActor(Actor[ev.Message]):
                 self._step(message)
             case ev.TableReplaced():
                 self._step(message)
-                self._snapshots = {}  # the new table may know slots that the old one did not
+                self._snapshots, self._routing = (
+                    {},
+                    None,
+                )  # the new table may know slots that the old one did not
             case _:
                 self._step(message)
 
@@ -134,6 +144,9 @@ class DispatcherActor(Actor[ev.Message]):
 
     def _see_slots(self, reply: Reply[Route] | Reply[Explanation]) -> bool:
         """Take in what the slots publish now. If they cannot be read, that is the answer: no miss."""
+        routing = None if self._outside.routing is None else self._outside.routing()
+        if routing is not None and routing == self._routing:
+            return True
         try:
             snapshots = self._outside.slots()
         except Exception as exc:  # whatever it is, this question has no answer, and others may have
@@ -149,6 +162,7 @@ class DispatcherActor(Actor[ev.Message]):
             }
             self._snapshots = snapshots
             self._step(ev.SlotsChanged(self._slots))
+        self._routing = routing
         return True
 
     def _publish(self) -> None:
@@ -215,6 +229,12 @@ class DispatcherActor(Actor[ev.Message]):
         self._saving = False
 
 
+def _rests_on_slots(route: Route) -> bool:
+    """Whether the answer holds until a slot, the table or a catalog changes: remotes come back with time."""
+    targets = (route.target, *(c.target for c in route.considered))
+    return all(isinstance(target, SlotTarget) for target in targets)
+
+
 class Dispatcher:
     """The way to the dispatcher's actor, which outlives its crashes.
 
@@ -228,6 +248,8 @@ class Dispatcher:
         self._mailbox: Mailbox[ev.Message] = Mailbox("dispatcher")
         self._view = Snapshot(View(table, begin(table, {}, 0.0).world.upstreams))
         self._ids = itertools.count(1)
+        self._known: dict[tuple[str | None, str], Route] = {}
+        self._known_at: tuple[int, int] | None = None
 
     @property
     def mailbox(self) -> Mailbox[ev.Message]:
@@ -249,9 +271,34 @@ class Dispatcher:
         Raises the typed refusals of the dispatcher (``NoRouteFound``,
         ``CapabilityMismatch``, ``UnknownUpstream``, ``UpstreamUnavailable``,
         ``ModelMissing``, ``RegistryBroken``, ``SlotQueueFull``), or ``ActorGone``.
+        A question that was asked before is answered as before, without the actor,
+        while nothing has changed that its answer rests on: a route is a proposal,
+        and the slot decides.
+
         Waits for remotes at most ``prefetch_timeout_s``, and only if neither the
         registry nor a warm catalog knows the name. Cancelled: the query is withdrawn.
         """
+        now = self._now()
+        if now != self._known_at:
+            self._known.clear()
+            self._known_at = now
+        elif (known := self._known.get((model, path))) is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return known
+        found = await self._ask(model, path)
+        if now is not None and now == self._now() and _rests_on_slots(found):
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[model, path] = found
+        return found
+
+    def _now(self) -> tuple[int, int] | None:
+        """What changes when anything does that an answer may rest on, but for the time of day."""
+        if self._outside.routing is None or not self._mailbox.is_open:
+            return None
+        return self._outside.routing(), self._view.version
+
+    async def _ask(self, model: str | None, path: str) -> Route:
         event = ev.Resolve(next(self._ids), model or None, path)
 
         def asked(reply: Reply[Route]) -> ev.Message:

@@ -101,7 +101,8 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     ``resume`` is the machine's state to begin with: a fresh one, or, after a
     crash, one in ``error`` that goes on counting generations. ``report`` posts
-    to the arbiter; None: there is none, and room for everybody.
+    to the arbiter; None: there is none, and room for everybody. ``on_routed`` is
+    called when something has changed by which requests are routed.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class SlotActor(Actor[ev.Message | Configure]):
         logs: LogRing,
         resume: Slot,
         report: Callable[[tenant.Report], object] | None = None,
+        on_routed: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(mailbox)
         self._identity = identity
@@ -124,6 +126,8 @@ class SlotActor(Actor[ev.Message | Configure]):
         self._slot = resume
         self._replies: dict[str, Reply[Any]] = {}
         self._report = report
+        self._on_routed = on_routed
+        self._routed: tuple[object, ...] = ()
         self._engine: Generation | None = None
         self._pull: trio.CancelScope | None = None
         self._digest = ""
@@ -145,6 +149,7 @@ class SlotActor(Actor[ev.Message | Configure]):
         """Show it now: ending the engine takes time, and nobody should be sent here meanwhile."""
         fault = Fault("actor_crashed", "slotd's own actor for this slot crashed")
         self._snapshot.publish(self._snapshot.value.after_crash(fault))
+        self._on_routed()
 
     def handle(self, message: ev.Message | Configure) -> None:
         match message:
@@ -375,51 +380,58 @@ class SlotActor(Actor[ev.Message | Configure]):
             self._bus.publish(types.SLOT_FAULT, data, slot=slot.spec.name)
 
     def _publish(self) -> None:
+        """Most changes (a lease more, a lease less) nobody looks at; those that routing needs are told."""
+        self._snapshot.publish_later(self._shown)
+        s = self._slot
+        routed = (s.state, s.ending is not None, s.model, s.models, s.generation)
+        if routed != self._routed:
+            self._routed = routed
+            self._on_routed()
+
+    def _shown(self) -> SlotSnapshot:
         s, identity, abilities = self._slot, self._identity, self._backend.abilities
         note = abilities.note()
-        self._snapshot.publish(
-            SlotSnapshot(
-                name=s.spec.name,
-                type=identity.type,
-                engine=identity.engine,
-                state=s.state,
-                generation=s.generation,
-                since=s.since,
-                model=s.model,
-                models=s.models,
-                labels=identity.labels,
-                aliases=identity.aliases,
-                context=identity.context,
-                variants=identity.variants,
-                default=identity.default,
-                pinned=s.spec.pinned,
-                draining=s.ending is not None,
-                address=s.address,
-                pid=s.pid,
-                leases=len(s.leases),
-                max_parallel=s.spec.max_parallel,
-                queued=len(s.waiting),
-                fault=s.fault,
-                progress=s.progress,
-                progress_phase=s.progress_phase,
-                plan_digest=self._digest,
-                load_s=s.load_s,
-                last_used=s.last_used,
-                starts=s.starts,
-                nonstream_cancel=abilities.nonstream_cancel,
-                priority=identity.priority,
-                device=identity.device,
-                exclusive=identity.exclusive,
-                blocked=self._blocked(),
-                probe=s.probe if s.state in LOADING else "",
-                retry_at=s.breaker.until if s.breaker.blocks(trio.current_time()) else None,
-                failures=s.breaker.failures,
-                drift=s.stale,
-                checked=self._checked(),
-                ram_mb=self._taken()[0],
-                gpu_mb=self._taken()[1],
-                notes=(note,) if note else (),
-            )
+        return SlotSnapshot(
+            name=s.spec.name,
+            type=identity.type,
+            engine=identity.engine,
+            state=s.state,
+            generation=s.generation,
+            since=s.since,
+            model=s.model,
+            models=s.models,
+            labels=identity.labels,
+            aliases=identity.aliases,
+            context=identity.context,
+            variants=identity.variants,
+            default=identity.default,
+            pinned=s.spec.pinned,
+            draining=s.ending is not None,
+            address=s.address,
+            pid=s.pid,
+            leases=len(s.leases),
+            max_parallel=s.spec.max_parallel,
+            queued=len(s.waiting),
+            fault=s.fault,
+            progress=s.progress,
+            progress_phase=s.progress_phase,
+            plan_digest=self._digest,
+            load_s=s.load_s,
+            last_used=s.last_used,
+            starts=s.starts,
+            nonstream_cancel=abilities.nonstream_cancel,
+            priority=identity.priority,
+            device=identity.device,
+            exclusive=identity.exclusive,
+            blocked=self._blocked(),
+            probe=s.probe if s.state in LOADING else "",
+            retry_at=s.breaker.until if s.breaker.blocks(trio.current_time()) else None,
+            failures=s.breaker.failures,
+            drift=s.stale,
+            checked=self._checked(),
+            ram_mb=self._taken()[0],
+            gpu_mb=self._taken()[1],
+            notes=(note,) if note else (),
         )
 
     def _blocked(self) -> str:

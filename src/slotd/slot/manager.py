@@ -103,6 +103,7 @@ class SlotManager:
         self._stopping = False
         self._running = False
         self._removed: dict[str, list[_Entry]] = {}
+        self._routing = 0
 
     def add(self, identity: SlotIdentity, backend: Backend, *, log_kb: int = 256) -> None:
         """Declare a slot; its actor starts with :meth:`run`, or at once if that runs already."""
@@ -118,6 +119,7 @@ class SlotManager:
         child = f"{mailbox.name}#{next(self._ids)}" if again else mailbox.name
         entry = _Entry(identity, backend, mailbox, Snapshot(first), LogRing(log_kb * 1024), child)
         self._entries[spec.name] = entry
+        self._routed()
         if self._running:
             self._start(entry)
 
@@ -144,6 +146,7 @@ class SlotManager:
         """Take a slot away: unknown at once, gone when its requests are done."""
         entry = self._entry(name)
         del self._entries[name]
+        self._routed()
         leaving = self._removed.setdefault(name, [])
         leaving.append(entry)
         try:
@@ -210,6 +213,7 @@ class SlotManager:
                 entry.logs,
                 resume,
                 None if self._landlord is None else self._landlord.report,
+                self._routed,
             )
             await entry.actor.run()
 
@@ -233,16 +237,26 @@ class SlotManager:
             fault = Fault("actor_crashed", f"slotd's own actor for this slot crashed ({error})")
             gone = replace(entry.snapshot.value.after_crash(fault), pid=None, address=None)
             entry.snapshot.publish(gone)
+            self._routed()
         self._bus.publish(
             types.ACTOR_CRASHED,
             {"actor": crash.name, "error": error, "restart_in_s": crash.restart_in_s},
             slot=name,
         )
 
+    def _routed(self) -> None:
+        self._routing += 1
+
     # --- reads ------------------------------------------------------------------------
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
+
+    @property
+    def routing(self) -> int:
+        """A number that grows when something changes by which requests are routed: a state, a model,
+        a slot that comes or goes. Not with leases."""
+        return self._routing
 
     def snapshot(self, name: str) -> SlotSnapshot:
         """What the slot last published. Raises :class:`SlotNotFound`."""
