@@ -38,7 +38,7 @@ from slotd.dispatch.from_config import compile_config
 from slotd.dispatch.remote import CatalogFetcher, new_client
 from slotd.engine.backend import make_backend
 from slotd.errors import RouteStale, ServerStopping, SlotdError
-from slotd.events import EventBus, Gap, types
+from slotd.events import Event, EventBus, Gap, types
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.transport import RemoteTransport
@@ -51,6 +51,7 @@ from slotd.gateway.services import Services
 from slotd.gateway.uploads import Uploads
 from slotd.journal.desired import DesiredState
 from slotd.journal.journal import Journal
+from slotd.logs import says
 from slotd.model.store import ModelStore
 from slotd.omni import Omni
 from slotd.process.guardian import Guardian
@@ -68,6 +69,17 @@ __all__ = ["Slotd", "StopSummary"]
 log = structlog.get_logger("slotd")
 
 MakeBackend = Callable[[LoadedConfig, SlotConfig], Backend]
+
+NARRATED = frozenset(
+    {
+        types.SLOT_LOADED,
+        types.SLOT_FAULT,
+        types.SLOT_STOPPED,
+        types.SERVER_STOPPING,
+        types.REQUEST_FINISHED,
+    }
+)
+"""What the log tells."""
 
 SAVE_S = 1.0
 """A disk that takes longer at the end costs what was learned in the last seconds."""
@@ -381,7 +393,12 @@ class Slotd:
 
     async def _narrate(self) -> None:
         """Tell the log what happened, for whoever watches the console."""
-        with self.bus.subscribe(max_buffered=self.config.server.event_buffer, lasting=True) as events:
+
+        def told(event: Event) -> bool:
+            return event.kind in NARRATED and (event.kind != types.REQUEST_FINISHED or says("info"))
+
+        room = self.config.server.event_buffer
+        with self.bus.subscribe(max_buffered=room, match=told, lasting=True) as events:
             async for event in events:
                 if isinstance(event, Gap):
                     continue

@@ -7,7 +7,9 @@ import sys
 
 import structlog
 
-__all__ = ["configure", "set_level"]
+__all__ = ["configure", "says", "set_level"]
+
+_LEVELS = logging.getLevelNamesMapping()
 
 
 class _Level:
@@ -22,7 +24,7 @@ class _Level:
         self, logger: object, method: str, event: structlog.types.EventDict
     ) -> structlog.types.EventDict:
         name = "warning" if method == "warn" else "error" if method == "exception" else method
-        if logging.getLevelNamesMapping().get(name.upper(), logging.CRITICAL) < self.minimum:
+        if _LEVELS.get(name.upper(), logging.CRITICAL) < self.minimum:
             raise structlog.DropEvent
         return event
 
@@ -32,7 +34,12 @@ _level = _Level()
 
 def set_level(level: str) -> None:
     """From now on, say what is at least at this level ("debug", "info", "warning", "error")."""
-    _level.minimum = logging.getLevelNamesMapping()[level.upper()]
+    _level.minimum = _LEVELS[level.upper()]
+
+
+def says(level: str) -> bool:
+    """Whether something of this level would be said now."""
+    return _LEVELS[level.upper()] >= _level.minimum
 
 
 def configure(level: str) -> None:

@@ -42,8 +42,25 @@ def test_the_demo_in_the_package_is_the_one_in_the_repository() -> None:
 
 
 @pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda file: file.name)
-def test_shipped_configs_are_valid(file: Path) -> None:
+def test_shipped_configs_are_valid(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # The files that scripts/workstation makes.
+    for name in re.findall(r'"file:~/([^"]+)"', file.read_text(encoding="utf-8")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     assert load_config(file, env=ENV).warnings == ()
+
+
+def test_the_workstation_has_a_slot_for_every_type_but_images() -> None:
+    config = load_config(SHIPPED / "workstation.toml", env=ENV).config
+    assert [config.default_slot(type) for type in TYPES] == [
+        "chat",
+        "embed",
+        "rerank",
+        "listen",
+        "speak",
+        None,
+    ]
 
 
 def test_the_demo_has_chat_and_embeddings() -> None:

@@ -205,7 +205,11 @@ class World:
         return todo.pop(0) if len(todo) > 1 else todo[0]
 
     def bodies(self, path: str = CHAT) -> list[Any]:
-        return [json.loads(i.body) for i in self.seen if i.path == path]
+        """Of the model's turns, or of the tools that ask on this path."""
+        turns = [i for i in self.seen if i.path == path]
+        if path == CHAT:
+            turns = [i for i in turns if i.id.rpartition(".")[2].isdigit()]
+        return [json.loads(i.body) for i in turns]
 
     def told(self, turn: int) -> list[Any]:
         """What the tools said to the model before this turn (from 0)."""

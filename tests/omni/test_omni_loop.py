@@ -588,14 +588,18 @@ async def test_vectors_and_ranks_are_told_in_short(autojump_clock: MockClock) ->
         call("embed_text", {"input": "one"}, "c2"),
         call("rerank_documents", {"query": "q", "documents": ["x" * 500, "y"], "top_n": 1}, "c3"),
     ]
+
+    async def vectors(inbound: Inbound, out: Outbound) -> None:
+        small = len(json.loads(inbound.body)["input"]) == 1
+        await gives({"data": [{"embedding": v} for v in ([[0.123456789, 1]] if small else many)]})(
+            inbound, out
+        )
+
     ranks = {"results": [{"index": 1, "relevance_score": 0.1}, {"index": 0, "relevance_score": 0.9}]}
     world = World(
         says(None, *calls),
         says("done"),
-        embed=[
-            gives({"data": [{"embedding": v} for v in many]}),
-            gives({"data": [{"embedding": [0.123456789, 1]}]}, after_s=1),
-        ],
+        embed=[vectors],
         rerank=[gives(ranks)],
     )
     await run(world)

@@ -55,7 +55,9 @@ class Claims:
         the slot's refusal.
         """
         record, wishes = self._carriage.record, self._carriage.wishes
-        plan = self._carriage.policy.fallbacks.get(slot, NO_FALLBACKS)
+        plan = self._carriage.policy.fallbacks.get(slot)
+        if plan is None:
+            plan = NO_FALLBACKS
         # Some may have been removed since the request began.
         fallbacks = tuple(name for name in plan.slots if name in self._slots.names())
         began, before = trio.current_time(), record.wait_s or 0.0
@@ -89,6 +91,11 @@ class Claims:
 
     async def _patiently(self, slot: str, model: str, others: tuple[str, ...], after: float) -> Lease:
         """Wait for the slot, or one of the ``others`` from ``after`` on, while the client is ready to."""
+        if self._patience_ends == math.inf:
+            lease = await self._wait(slot, model, others, after)
+            if len(self._open) > 1:
+                self.release(lease, keep_load=True)
+            return lease
         if self._patience_ends > trio.current_time():
             with trio.move_on_at(self._patience_ends):
                 lease = await self._wait(slot, model, others, after)

@@ -81,6 +81,7 @@ class Exchange:
             time.time(),
             bytes_in=len(inbound.body),
             parent=inbound.parent,
+            scope=inbound.scope,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
         await accounted(self._records, answer, partial(self._answer, inbound, answer))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import trio
 
 from slotd.capability.endpoints import Endpoint
 from slotd.errors import RequestInvalid
@@ -25,7 +27,8 @@ class Inbound:
 
     ``path`` and ``query`` are as the client sent them; ``headers`` have
     lower-case names. ``key_priority``: that of the client's API key, if it has one.
-    ``parent``: the request on whose behalf slotd makes this one.
+    ``parent``: the request on whose behalf slotd makes this one. ``scope``: in which it
+    is carried; the adapter may cancel it when its client leaves.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Inbound:
     client: str = ""
     key_priority: int | None = None
     parent: str = ""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope, compare=False, repr=False)
 
     @property
     def multipart(self) -> bool:

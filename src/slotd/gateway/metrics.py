@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -88,22 +89,31 @@ class Metrics:
             buckets=_BUCKETS,
         )
 
+        self._children: dict[tuple[Counter | Histogram, tuple[str, ...]], Any] = {}
+
     def count(self, record: RequestRecord) -> None:
         """Account for a finished request."""
         target = record.target or "none"
-        self._requests.labels(target, record.path, record.error or record.outcome).inc()
-        for kind, tokens in (("in", record.tokens_in), ("out", record.tokens_out)):
-            # Those of an omni chat are counted with its turns.
-            if tokens and target != TARGET:
-                self._tokens.labels(target, kind).inc(tokens)
-        observed: Iterable[tuple[Histogram, float | None]] = (
-            (self._wait, record.wait_s),
-            (self._first, record.first_byte_s),
-            (self._total, record.total_s),
-        )
-        for histogram, seconds in observed:
-            if seconds is not None:
-                histogram.labels(target).observe(seconds)
+        self._child(self._requests, target, record.path, record.error or record.outcome).inc()
+        # Those of an omni chat are counted with its turns.
+        if target != TARGET:
+            if record.tokens_in:
+                self._child(self._tokens, target, "in").inc(record.tokens_in)
+            if record.tokens_out:
+                self._child(self._tokens, target, "out").inc(record.tokens_out)
+        if record.wait_s is not None:
+            self._child(self._wait, target).observe(record.wait_s)
+        if record.first_byte_s is not None:
+            self._child(self._first, target).observe(record.first_byte_s)
+        if record.total_s is not None:
+            self._child(self._total, target).observe(record.total_s)
+
+    def _child(self, metric: Counter | Histogram, *labels: str) -> Any:
+        """The library's own look-up costs more than counting. As many as targets, paths and outcomes."""
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return child
 
     def render(self) -> tuple[bytes, str]:
         """The exposition text and its content type."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from string import ascii_lowercase
 
 import msgspec
+import trio
 
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.errors import AnswerTooLarge, SlotdError
@@ -76,7 +77,12 @@ class Child:
         if number > 1:
             headers = [(key, value) for key, value in headers if key != b"x-slotd-wait"]
         inbound = replace(
-            self.parent, id=f"{self.parent.id}.{number}", parent=self.parent.id, headers=headers, body=body
+            self.parent,
+            id=f"{self.parent.id}.{number}",
+            parent=self.parent.id,
+            headers=headers,
+            body=body,
+            scope=trio.CancelScope(),
         )
         await self.exchange.run(inbound, out)
 
@@ -92,6 +98,7 @@ class Child:
             endpoint=ENDPOINTS[path],
             headers=[(b"content-type", content_type.encode()), *kept],
             body=body,
+            scope=trio.CancelScope(),
         )
         answer = Collected()
         try:

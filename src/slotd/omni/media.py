@@ -30,7 +30,7 @@ _ENDINGS = {
     "audio/webm": "webm",
 }
 
-_blanks = re.compile(r"\s+")
+_line_ends = re.compile(r"[\r\n]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _typed(data: bytes, said: str) -> Media:
 
 
 def _base64(text: str) -> bytes:
-    text = _blanks.sub("", text).replace("-", "+").replace("_", "/")
+    text = _line_ends.sub("", text).replace("-", "+").replace("_", "/")
     text += "=" * (-len(text) % 4)
     try:
         return binascii.a2b_base64(text, strict_mode=True)

@@ -93,6 +93,7 @@ class Omni:
             target=TARGET,
             bytes_in=len(inbound.body),
             parent=inbound.parent,
+            scope=inbound.scope,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
         await accounted(self._records, answer, partial(self._converse, inbound, answer))

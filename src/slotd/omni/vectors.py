@@ -13,9 +13,10 @@ def likeness(vectors: Sequence[Sequence[float]]) -> list[list[float]]:
     lengths = [math.hypot(*vector) for vector in vectors]
 
     def cosine(i: int, j: int) -> float:
-        if len(vectors[i]) != len(vectors[j]) or not lengths[i] or not lengths[j]:
+        length = lengths[i] * lengths[j]
+        if len(vectors[i]) != len(vectors[j]) or not length:
             return 0.0
         dot = math.fsum(a * b for a, b in zip(vectors[i], vectors[j], strict=True))
-        return round(dot / (lengths[i] * lengths[j]), 3)
+        return round(dot / length, 3)
 
     return [[cosine(i, j) for j in range(len(vectors))] for i in range(len(vectors))]

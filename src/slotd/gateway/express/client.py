@@ -17,18 +17,21 @@ AHEAD_MAX = 1 << 20
 class ClientSocket(trio.abc.AsyncResource):
     """A connected socket, without trio's layers around it.
 
-    ``received``: what has come and has not been read yet. :meth:`close` is
+    ``received``: what has come and has not been read yet. ``read_by``: until when
+    (trio's clock) its reader waits for more; kept by the lane. :meth:`close` is
     synchronous and may come from any task: whoever waits here then gets
     :class:`trio.ClosedResourceError`.
     """
 
-    __slots__ = ("_closed", "_drained", "_unsent", "peer", "received", "sock")
+    __slots__ = ("_closed", "_drained", "_unsent", "overdue", "peer", "read_by", "received", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.received = bytearray()
+        self.read_by = float("inf")
+        self.overdue = False
         self._unsent = bytearray()
         self._drained: trio.Event | None = None  # there while a task sends what the kernel did not take
         self._closed = False
@@ -96,6 +99,12 @@ class ClientSocket(trio.abc.AsyncResource):
             while seen < most and await self.receive():
                 seen += len(self.received)
                 self.received.clear()
+
+    def give_up(self) -> None:
+        """Let whoever waits here go, as :meth:`close` does, without closing: something is to be said yet."""
+        self.overdue = True
+        if not self._closed:
+            trio.lowlevel.notify_closing(self.sock)
 
     def close(self) -> None:
         """Close it now. Idempotent."""

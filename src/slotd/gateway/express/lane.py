@@ -34,6 +34,9 @@ HandOver = Callable[[ClientSocket], Awaitable[None]]
 KEEP_ALIVE_S = 75.0
 """How long a connection may wait for its next request."""
 
+LOOK_S = 0.1
+"""How often heads are looked for that are overdue."""
+
 LINGER_S, LINGER_BYTES = 1.0, 1 << 20
 """How long, and of how much, what a client still sends is read after an answer that ends its connection."""
 
@@ -62,18 +65,27 @@ class Lane:
         self._uploads = uploads
         self._settings = settings
         self._hangups = Hangups()
-        self._idle: dict[ClientSocket, None] = {}
+        self._reading: dict[ClientSocket, None] = {}
         self._stopping = False
 
     async def run(self) -> NoReturn:
-        """Notice clients that leave, until cancelled."""
-        await self._hangups.run()
+        """Notice clients that leave and heads that are overdue, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hangups.run)
+            while True:
+                # A deadline for each head would cost more than reading it.
+                await trio.sleep(LOOK_S)
+                now = trio.current_time()
+                for client in tuple(self._reading):
+                    if client.read_by <= now:
+                        client.give_up()
 
     def stop(self) -> None:
         """Connections end with the answers that are under way, and those between two requests now."""
         self._stopping = True
-        for client in tuple(self._idle):
-            client.close()
+        for client in tuple(self._reading):
+            if not client.received:
+                client.close()
 
     async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
         """Serve a connection to its end. Cancelled: it is for the caller to close."""
@@ -87,6 +99,10 @@ class Lane:
                     return await self._refuse(client, error, "openai")
                 return await hand_over(client)
             except _Ended:
+                if client.overdue and client.received:
+                    limit_s = self._settings.value.config.server.head_timeout_s
+                    words = f"did not come to an end within server.head_timeout_s = {limit_s:g}"
+                    await self._refuse(client, HeadTimeout(f"the request's head {words}"), "openai")
                 return None
             if not await self._one(client, head) or self._stopping:
                 return None
@@ -98,41 +114,30 @@ class Lane:
         """The head of the next request. Raises :class:`NotPlain`, :class:`_Ended`."""
         server = self._settings.value.config.server
         received = client.received
-        with trio.CancelScope() as patience:
+        if self._stopping and not received:
+            raise _Ended
+        patience_s = server.head_timeout_s
+        if not (received or fresh):
+            patience_s = max(KEEP_ALIVE_S, patience_s + 1)
+        client.read_by = trio.current_time() + patience_s
+        self._reading[client] = None
+        try:
             seen = 0
-            patience.deadline = trio.current_time() + server.head_timeout_s
-            if not received:
-                if not fresh:
-                    patience.deadline = trio.current_time() + max(KEEP_ALIVE_S, server.head_timeout_s + 1)
-                await self._await_first(client)
-                if not fresh:
-                    patience.deadline = trio.current_time() + server.head_timeout_s
             while (end := received.find(_END, max(seen - 3, 0))) < 0:
                 if not could_be_plain(received) or len(received) > server.max_head_kb * 1024:
                     raise NotPlain
+                if seen == 0 and received and not fresh:
+                    client.read_by = trio.current_time() + server.head_timeout_s
                 seen = len(received)
                 await self._more(client)
-        if patience.cancelled_caught:
-            if received:
-                words = f"the request's head did not come to an end within {server.head_timeout_s:g} s"
-                await self._refuse(client, HeadTimeout(f"{words} (server.head_timeout_s)"), "openai")
-            raise _Ended
+        finally:
+            del self._reading[client]
         if end > server.max_head_kb * 1024 or not could_be_plain(received):
             raise NotPlain
         data = bytes(received[: end + len(_END)])
         head = read_head(data, hand_over_origins=bool(server.cors_origins))
         del received[: end + len(_END)]
         return head
-
-    async def _await_first(self, client: ClientSocket) -> None:
-        """Its first bytes. Nobody is kept waiting for these by a stop."""
-        if self._stopping:
-            raise _Ended
-        self._idle[client] = None
-        try:
-            await self._more(client)
-        finally:
-            del self._idle[client]
 
     async def _more(self, client: ClientSocket) -> None:
         try:
@@ -199,19 +204,19 @@ class Lane:
         server = self._settings.value.config.server
         inbound = self._intake.inbound(head.endpoint, head.query, head.headers, body, client.peer, priority)
         out = SocketOut(client, server.write_timeout_s, close=self._stopping or not head.keep_alive)
-        with trio.CancelScope() as scope:
-            guest = self._hangups.begin(client, scope)
-            try:
-                await self._carrier.run(inbound, out)
+        guest = self._hangups.begin(client, inbound.scope)
+        try:
+            await self._carrier.run(inbound, out)
+            if not guest.gone:
                 await out.finish()
-            except (SlotdError, ClientGone):
-                return False  # half an answer: the connection ends, and so it is told
-            except Exception:
-                log.exception("a request met a bug", request=inbound.id, path=inbound.path)
-                return False
-            finally:
-                await self._hangups.end(guest)
-        return not (scope.cancelled_caught or guest.gone or out.closes)
+        except (SlotdError, ClientGone):
+            return False  # half an answer: the connection ends, and so it is told
+        except Exception:
+            log.exception("a request met a bug", request=inbound.id, path=inbound.path)
+            return False
+        finally:
+            await self._hangups.end(guest)
+        return not (guest.gone or out.closes)
 
     async def _refuse(self, client: ClientSocket, error: SlotdError, dialect: Dialect) -> None:
         """Answer with an error, and end the connection when the client has had the time to read it."""
