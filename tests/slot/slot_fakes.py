@@ -328,6 +328,10 @@ class _Cell(Snapshot[SlotSnapshot]):
         self._journal.append(value)
         super().publish(value)
 
+    def publish_later(self, draw: Callable[[], SlotSnapshot]) -> None:
+        """Every state that could have been looked at is looked at, in its place among the events."""
+        self.publish(draw())
+
 
 SPEC = SlotSpec(
     "chat",

@@ -50,8 +50,8 @@ class Snapshot(Generic[T]):
     def publish_later(self, draw: Callable[[], T]) -> None:
         """Publish what ``draw`` gives, once somebody looks; at once if somebody waits.
 
-        For an owner that changes far more often than anyone looks. ``draw`` may
-        give a state that is newer than this call; it must not raise.
+        For an owner that changes far more often than anyone looks. ``draw`` is
+        bound to the state of this call; it must not raise.
         """
         self._draw = draw
         if self._changed is not None:

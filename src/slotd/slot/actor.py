@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, assert_never
 
 import trio
@@ -381,16 +382,19 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     def _publish(self) -> None:
         """Most changes (a lease more, a lease less) nobody looks at; those that routing needs are told."""
-        self._snapshot.publish_later(self._shown)
         s = self._slot
+        # Drawn of this state, not of the one at the time of the look: a step's effects
+        # reach readers before its own publish, and they must not see it half told.
+        self._snapshot.publish_later(partial(self._shown, s))
         routed = (s.state, s.ending is not None, s.model, s.models, s.generation)
         if routed != self._routed:
             self._routed = routed
             self._on_routed()
 
-    def _shown(self) -> SlotSnapshot:
-        s, identity, abilities = self._slot, self._identity, self._backend.abilities
+    def _shown(self, s: Slot) -> SlotSnapshot:
+        identity, abilities = self._identity, self._backend.abilities
         note = abilities.note()
+        taken = self._taken(s)
         return SlotSnapshot(
             name=s.spec.name,
             type=identity.type,
@@ -423,19 +427,18 @@ class SlotActor(Actor[ev.Message | Configure]):
             priority=identity.priority,
             device=identity.device,
             exclusive=identity.exclusive,
-            blocked=self._blocked(),
+            blocked=self._blocked(s),
             probe=s.probe if s.state in LOADING else "",
             retry_at=s.breaker.until if s.breaker.blocks(trio.current_time()) else None,
             failures=s.breaker.failures,
             drift=s.stale,
-            checked=self._checked(),
-            ram_mb=self._taken()[0],
-            gpu_mb=self._taken()[1],
+            checked=self._checked(s),
+            ram_mb=taken[0],
+            gpu_mb=taken[1],
             notes=(note,) if note else (),
         )
 
-    def _blocked(self) -> str:
-        s = self._slot
+    def _blocked(self, s: Slot) -> str:
         if s.room is Room.ASKED:
             return f"waits for room: needs {self._need.ram_mb} MiB" + (
                 f" and {self._need.gpu_mb} MiB on the GPU" if self._need.gpu_mb else ""
@@ -444,13 +447,12 @@ class SlotActor(Actor[ev.Message | Configure]):
             return f"has failed {s.breaker.failures} times in a row; tried again later"
         return ""
 
-    def _checked(self) -> str:
-        s = self._slot
+    def _checked(self, s: Slot) -> str:
         return f"failed: {s.condemned.message}" if s.condemned is not None else s.check.value
 
-    def _taken(self) -> tuple[int | None, int | None]:
+    def _taken(self, s: Slot) -> tuple[int | None, int | None]:
         """MiB that it takes up, as measured, else as reserved."""
-        if self._slot.alive is None:
+        if s.alive is None:
             return None, None
         if self._footprint is not None:
             return self._footprint.ram_mb, self._footprint.gpu_mb
