@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -34,3 +36,19 @@ def demo_model() -> Path:
         return path
 
     return trio.run(fetch)
+
+
+@pytest.fixture(params=[True, False], ids=["express", "hypercorn"])
+def express(request: pytest.FixtureRequest) -> bool:
+    """``server.express``: a test that uses this runs over both lanes of the gateway.
+
+    So do those of which a client could notice the lane: framing, errors, streams,
+    leaving, stopping. What decides behind the exchange is not tested twice.
+    """
+    return bool(request.param)
+
+
+@pytest.fixture
+def slotd_server(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """The harness's; with the lane, in tests that run over both."""
+    return {"express": request.getfixturevalue("express")} if "express" in request.fixturenames else {}

@@ -14,12 +14,14 @@ import trio
 from slotd.adapt import Call
 from slotd.comfy.adapter import ComfyAdapter
 from slotd.comfy.asked import Shelf
+from slotd.comfy.job import Limits
 from slotd.comfy.workflow import Workflow, read_workflow
 from slotd.testing import ComfyKnobs, FakeEngine, FakeServer, comfy_command
 from slotd.wire.http1 import Http1Pool
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "config" / "workflows"
 GUARD_S = 20
+LIMITS = Limits(wait_s=600)
 
 SDXL = read_workflow(WORKFLOWS / "sdxl.json", edits=False)
 PLAIN = read_workflow(WORKFLOWS / "plain.json", edits=False)
@@ -33,6 +35,9 @@ class Told:
     words: list[str] = field(default_factory=list)
     kept: list[tuple[bytes, str]] = field(default_factory=list)
     answer: dict[str, Any] = field(default_factory=dict)
+    comments: list[str] = field(default_factory=list)
+    begun: bool = False
+    body: bytes = b""
     changed: trio.Event = field(default_factory=trio.Event)
 
     def progressed(self) -> None:
@@ -47,14 +52,24 @@ class Told:
         self.kept.append((data, content_type))
         return f"http://slotd/api/artifacts/{len(self.kept)}"
 
+    async def comment(self, text: str) -> None:
+        assert not self.begun
+        self.comments.append(text)
+        self.progressed()
+
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        raise AssertionError("the answer is one document")
+        assert not self.begun
+        assert (status, headers[0]) == (200, (b"content-type", b"text/event-stream"))
+        self.begun = True
 
     async def send(self, data: bytes) -> None:
-        raise AssertionError("the answer is one document")
+        assert self.begun
+        self.body += data
+        self.progressed()
 
     async def document(self, body: bytes, *, content_type: str = "application/json") -> None:
         assert not self.answer
+        assert not self.begun
         assert content_type == "application/json"
         self.answer = json.loads(body)
 
@@ -65,13 +80,9 @@ class Told:
 
 @dataclass
 class Studio:
-    """A running fake ComfyUI, and an adapter to it."""
+    """A running ComfyUI, and an adapter to it. What ``engine`` can be asked for only a fake one knows."""
 
-    server: FakeServer
-
-    @property
-    def engine(self) -> FakeEngine:
-        return self.server.engine
+    engine: FakeEngine
 
     async def draw(
         self,
@@ -80,13 +91,13 @@ class Studio:
         *,
         workflow: Workflow = SDXL,
         content_type: str = "application/json",
-        queue_timeout_s: float = 600,
+        limits: Limits = LIMITS,
     ) -> Told:
         """One request through an adapter."""
         told = told or Told()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         http = Http1Pool(self.engine.host, self.engine.port)
-        adapter = ComfyAdapter(Shelf({"sdxl": workflow}, frozenset({"image"})), queue_timeout_s, 16)
+        adapter = ComfyAdapter(Shelf({"sdxl": workflow}, frozenset({"image"})), limits, 16)
         try:
             await adapter.serve(Call("1", "/v1/images/generations", content_type, data), http, told)
         finally:
@@ -97,7 +108,7 @@ class Studio:
 @contextmanager
 def studio(knobs: ComfyKnobs | None = None) -> Iterator[Studio]:
     with FakeServer(argv=comfy_command(knobs, host="127.0.0.1", port="0")) as server:
-        yield Studio(server)
+        yield Studio(server.engine)
 
 
 def graph_of(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from comfy_tools import GUARD_S, PLAIN, PLAIN_EDIT, SDXL, Studio, Told, graph_of, studio
+from comfy_tools import GUARD_S, LIMITS, PLAIN, PLAIN_EDIT, SDXL, Studio, Told, graph_of, studio
 
 from slotd.comfy.api import Api, Picture
+from slotd.comfy.job import STOP_TIMEOUT_S, Limits, run_prompt
 from slotd.comfy.workflow import parse_workflow
 from slotd.errors import (
     AnswerTooLarge,
@@ -24,6 +25,7 @@ from slotd.errors import (
     RequestUnprocessable,
     SlotdError,
     SlotQueueTimeout,
+    StreamStalled,
 )
 from slotd.testing import ComfyKnobs
 from slotd.testing.fake_png import read_png
@@ -39,7 +41,7 @@ async def idle(fake: Studio) -> None:
 
 
 async def test_a_picture_by_url() -> None:
-    with trio.fail_after(GUARD_S), studio() as fake:
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(step_s=0.01)) as fake:
         told = await fake.draw({**HOUSE, "negative_prompt": "people"})
         [item] = told.answer["data"]
         assert item == {"url": "http://slotd/api/artifacts/1"}
@@ -127,6 +129,36 @@ async def test_what_is_refused_never_reaches_comfyui(
         assert (stats["started"], stats["uploads"], stats["websockets"]) == (0, 0, 0)
 
 
+# --- as events ----------------------------------------------------------------------------
+
+
+async def test_pictures_come_one_by_one_after_comments() -> None:
+    told = Told()
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(hold=True)) as fake:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fake.draw, {**HOUSE, "n": 2, "stream": True}, told)
+            while "picture 1 of 2, node 1 of 7" not in told.comments:
+                await told.changed.wait()
+            assert not told.begun
+            await fake.engine.set(hold=False)
+        first, second, done, rest = told.body.decode().split("\n\n")
+        assert (done, rest) == ("data: [DONE]", "")
+        for event in (first, second):
+            name, _, data = event.removeprefix("event: ").partition("\ndata: ")
+            document = json.loads(data)
+            assert name == document["type"] == "image_generation.completed"
+            assert (document["size"], document["output_format"]) == ("48x32", "png")
+            assert read_png(base64.b64decode(document["b64_json"])).width == 48
+
+
+async def test_a_failure_before_the_first_picture_is_an_error_like_any() -> None:
+    told = Told()
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(node_error="KSampler")) as fake:
+        with pytest.raises(EngineError, match="KSampler"):
+            await fake.draw({**HOUSE, "stream": True}, told)
+        assert not told.begun
+
+
 # --- what goes wrong in ComfyUI -----------------------------------------------------------
 
 
@@ -143,9 +175,9 @@ async def test_a_graph_that_is_refused_is_not_stopped_either() -> None:
     with trio.fail_after(GUARD_S), studio() as fake:
         with pytest.raises(EngineError, match="node NoSuchNode does not exist") as refused:
             await fake.draw(HOUSE, workflow=odd)
-        assert refused.value.details == {"status": 400}
+        assert refused.value.details["status"] == 400
         bad = parse_workflow(b'{"2": {"class_type": "SaveImage", "inputs": {"images": ["7", 0]}}}')
-        with pytest.raises(EngineError, match=r"node 2 \(SaveImage\): Bad linked input: images"):
+        with pytest.raises(EngineError, match=r"node 2 \(SaveImage\): Exception when validating node: '7'"):
             await fake.draw(HOUSE, workflow=bad)
 
 
@@ -156,6 +188,33 @@ async def test_a_workflow_that_puts_nothing_out() -> None:
         pytest.raises(EngineError, match=r"no picture \(node 9\)"),
     ):
         await fake.draw(HOUSE)
+
+
+async def test_a_checkpoint_that_is_not_there() -> None:
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(checkpoints=("other.safetensors",))) as fake:
+        with pytest.raises(
+            EngineError, match=r"'sd_xl_base.*' not in \['other.safetensors'\]; it has"
+        ) as error:
+            await fake.draw(HOUSE)
+        assert error.value.details["reason"] == "model_missing"
+
+
+async def test_an_output_that_was_left_out_is_why_there_is_no_picture() -> None:
+    """ComfyUI makes the outputs that it can, and says at the beginning what is wrong with the others."""
+    graph = json.loads(json.dumps(PLAIN.graph))
+    graph["3"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}
+    partly = parse_workflow(json.dumps({**graph, "slotd": {"outputs": ["3"]}}).encode())
+    with trio.fail_after(GUARD_S), studio() as fake:
+        with pytest.raises(EngineError, match=r"left out .*node 3 .*input is missing: filename_prefix"):
+            await fake.draw(HOUSE, workflow=partly)
+        assert (await fake.engine.stats())["finished"] == 1
+
+
+async def test_the_same_again_comes_from_comfyuis_cache() -> None:
+    with trio.fail_after(GUARD_S), studio() as fake:
+        first, second = await fake.draw(HOUSE), await fake.draw(HOUSE)
+        assert first.kept == second.kept
+        assert (await fake.engine.stats())["nodes"] == len(SDXL.graph)
 
 
 async def test_one_that_dies_is_lost() -> None:
@@ -223,6 +282,25 @@ async def test_who_leaves_while_it_is_drawn_has_it_interrupted() -> None:
         assert (stats["interrupted"], stats["finished"]) == (1, 0)
 
 
+async def test_an_interrupt_that_comes_too_early_is_sent_again() -> None:
+    told = Told()
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(hold=True, lose_interrupts=2)) as fake:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fake.draw, HOUSE, told)
+            await told.until_said("node 1")
+            nursery.cancel_scope.cancel()
+        stats = await fake.engine.stats()  # at once: who has left has seen it stop
+        assert (stats["active"], stats["interrupted"], stats["interrupts"]) == (0, 1, 3)
+
+
+async def test_the_work_on_one_prompt_is_bounded() -> None:
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(step_s=0.02, refuse_websocket=True)) as fake:
+        with pytest.raises(StreamStalled, match=r"run_timeout_s\); it was at node") as late:
+            await fake.draw({**HOUSE, "steps": 1000}, limits=Limits(wait_s=600, run_s=0.3))
+        assert late.value.details == {"limit": "run_timeout_s"}
+        assert (await fake.engine.stats())["interrupted"] == 1
+
+
 async def test_who_leaves_the_queue_is_deleted_and_the_other_is_not_touched() -> None:
     first, second = Told(), Told()
     with trio.fail_after(GUARD_S), studio(ComfyKnobs(hold=True)) as fake:
@@ -247,7 +325,7 @@ async def test_the_wait_in_comfyuis_queue_is_bounded() -> None:
             nursery.start_soon(fake.draw, HOUSE, first)
             await first.until_said("node 1")
             with pytest.raises(SlotQueueTimeout) as late:
-                await fake.draw(HOUSE, queue_timeout_s=0.1)
+                await fake.draw(HOUSE, limits=Limits(wait_s=0.1))
             assert late.value.status == 504
             assert (await fake.engine.stats())["deleted"] == 1
             # What runs is not late, however long it takes.
@@ -259,7 +337,6 @@ async def test_stopping_a_prompt_that_does_not_answer_is_bounded(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """ComfyUI accepts the prompt and then says nothing at all."""
-    from slotd.comfy.job import STOP_TIMEOUT_S, run_prompt
 
     class Silent:
         async def submit(self, graph: Any, *, prompt_id: str, client_id: str) -> None:
@@ -274,7 +351,7 @@ async def test_stopping_a_prompt_that_does_not_answer_is_bounded(
 
     began = trio.current_time()
     with trio.move_on_after(1):
-        await run_prompt(Silent(), NoLine(), {}, Told(), wait_s=600)  # type: ignore[arg-type] # fakes
+        await run_prompt(Silent(), NoLine(), {}, LIMITS, Told().says)  # type: ignore[arg-type] # fakes
     assert trio.current_time() - began == 1 + STOP_TIMEOUT_S
 
 
@@ -314,3 +391,21 @@ def test_the_fake_says_what_its_graph_has(tmp_path: Path) -> None:
     first, second = (read_png(draw(g, "9", lambda name: b"")[0]) for g in (graph, other))
     assert first.colour != second.colour
     assert json.loads(second.texts["prompt"]) == other
+
+
+async def test_a_history_that_says_success_beside_an_error_is_none() -> None:
+    """So ComfyUI does when it gets stuck between nodes: its last node did succeed."""
+
+    class Said(Api):
+        def __init__(self) -> None:
+            pass
+
+        async def _get(self, target: str) -> bytes:
+            messages = [["execution_start", {}], ["execution_error", {"node_id": "1"}], "odd", [1, 2]]
+            status = {"status_str": "success", "completed": True, "messages": messages}
+            return json.dumps({"p": {"outputs": {}, "status": status}}).encode()
+
+    entry = await Said().history("p")
+    assert entry is not None
+    assert not entry.succeeded
+    assert [kind for kind, _ in entry.messages] == ["execution_start", "execution_error"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from slotd.adapt import Call
 from slotd.comfy.asked import Asked, Shelf, read_asked, values_for
 from slotd.comfy.form import Upload
-from slotd.comfy.workflow import parse_workflow
+from slotd.comfy.workflow import Workflow, parse_workflow
 from slotd.errors import NoRouteFound, RequestTooLarge, RequestUnprocessable
 
 WORKFLOW = parse_workflow(
@@ -55,7 +55,7 @@ def test_everything_that_can_be_said() -> None:
         steps=7,
         negative_prompt="people",
     )
-    assert found == Asked("a house", "sdxl", 3, (640, 480), "b64_json", 2**64 - 1, 7, "people")
+    assert found == Asked("a house", "sdxl", 3, (640, 480), "b64_json", False, 2**64 - 1, 7, "people")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_everything_that_can_be_said() -> None:
         ({"prompt": "a", "seed": 2**64}, "seed"),
         ({"prompt": "a", "steps": 0}, "steps"),
         ({"prompt": "a", "negative_prompt": 1}, "negative_prompt"),
-        ({"prompt": "a", "stream": True}, "stream"),
+        ({"prompt": "a", "stream": 1}, "stream"),
         ({"prompt": "a", "model": 1}, "model"),
         ({"prompt": "a", "image": "http://example.org/x.png"}, "image"),
         ({"prompt": "a", "image": ""}, "image"),
@@ -151,20 +151,48 @@ def test_a_picture_in_json(head: str) -> None:
 # --- which workflow, and with which values ----------------------------------------------
 
 
+def named(model: str) -> Asked:
+    return Asked("a", model)
+
+
 def test_names_that_mean_the_slot_take_the_first_workflow() -> None:
     other = parse_workflow(b'{"9": {"class_type": "SaveImage"}}')
     shelf = Shelf({"first": WORKFLOW, "other": other}, frozenset({"image", "dall-e-3"}))
     for name in ("", "first", "image", "slotd/image", "dall-e-3", "served"):
-        assert shelf.pick(name, "served") is WORKFLOW
-    assert shelf.pick("other") is other
+        assert shelf.pick(named(name), "served") is WORKFLOW
+    assert shelf.pick(named("other")) is other
     with pytest.raises(NoRouteFound, match="first, other") as refused:
-        shelf.pick("nobody")
+        shelf.pick(named("nobody"))
     assert refused.value.details == {"known": ["first", "other"]}
+
+
+def test_the_pictures_that_come_along_decide_between_workflows() -> None:
+    def editing(*uses: str) -> Workflow:
+        inputs = {name: f"{{{{{name}}}}}" for name in uses}
+        nodes = {"1": {"class_type": "A", "inputs": inputs}, "2": {"class_type": "SaveImage"}}
+        return parse_workflow(json.dumps(nodes).encode())
+
+    plain, masked, two = editing("image"), editing("image", "mask"), editing("image", "image2")
+    shelf = Shelf({"plain": plain, "masked": masked, "two": two}, frozenset({"image"}))
+    file = Upload("", "", b"x")
+    assert shelf.pick(Asked("a", images=(file,))) is plain
+    assert shelf.pick(Asked("a", images=(file,), mask=file)) is masked
+    assert shelf.pick(Asked("a", "image", images=(file, file))) is two
+    assert shelf.pick(Asked("a", "masked", images=(file,))) is masked
+    assert shelf.pick(Asked("a", images=(file, file, file))) is plain
 
 
 def test_an_endpoint_without_workflows() -> None:
     with pytest.raises(RequestUnprocessable, match="no workflow for this endpoint"):
-        Shelf({}).pick("")
+        Shelf({}).pick(named(""))
+
+
+def test_events_are_asked_for_and_bring_the_pictures_along() -> None:
+    assert asked(prompt="a", stream=True) == Asked("a", stream=True, response_format="b64_json")
+    assert asked(prompt="a", stream=True, response_format="url").response_format == "url"
+    picture = ("image", ("x.png", b"x", "image/png"))
+    assert read_asked(form({"prompt": "a", "stream": "true"}, [picture])).stream
+    assert not read_asked(form({"prompt": "a", "stream": "false"}, [picture])).stream
 
 
 def test_values_are_the_clients_else_the_defaults() -> None:

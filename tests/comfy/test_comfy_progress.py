@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from slotd.comfy.progress import Progress
-from slotd.comfy.words import failure, refusal
 
 
 def said(kind: str, **data: Any) -> str:
@@ -79,33 +78,3 @@ def test_previews_count_once_it_runs() -> None:
     progress = Progress("p", 1)
     assert progress.hear(said("execution_start"))
     assert progress.hear(b"a preview")
-
-
-def test_a_refusal_in_comfys_words() -> None:
-    body = {
-        "error": {"type": "t", "message": "Prompt outputs failed validation", "details": ""},
-        "node_errors": {
-            "4": {
-                "class_type": "CheckpointLoaderSimple",
-                "errors": [{"message": "Value not in list", "details": "ckpt_name: 'x' not in []"}],
-            }
-        },
-    }
-    assert refusal("/prompt", 400, json.dumps(body).encode()) == (
-        "ComfyUI refused the workflow (400): Prompt outputs failed validation; "
-        "node 4 (CheckpointLoaderSimple): Value not in list: ckpt_name: 'x' not in []"
-    )
-    assert refusal("/prompt", 500, b"500 Internal") == "ComfyUI answered /prompt with 500: 500 Internal"
-    assert len(refusal("/prompt", 400, json.dumps({"error": "x" * 9000}).encode())) == 2000
-
-
-def test_a_failure_in_comfys_words() -> None:
-    facts = {"node_id": "3", "node_type": "KSampler", "exception_type": "torch.OutOfMemoryError"}
-    words, details = failure(
-        [("execution_start", {}), ("execution_error", {**facts, "exception_message": "no room\n"})]
-    )
-    assert words == "ComfyUI: node 3 (KSampler) failed: torch.OutOfMemoryError: no room"
-    assert details == {"node": "3", "node_type": "KSampler", "exception": "torch.OutOfMemoryError"}
-    words, _ = failure([("execution_interrupted", {"node_id": "3", "node_type": "KSampler"})])
-    assert words == "ComfyUI: somebody interrupted it at node 3 (KSampler)"
-    assert "does not say why" in failure([])[0]

@@ -161,4 +161,4 @@ def test_what_is_shipped_is_sound() -> None:
     files = sorted(SHIPPED.glob("*.json"))
     assert files
     for path in files:
-        assert "prompt" in read_workflow(path, edits="edit" in path.stem).uses
+        assert "prompt" in read_workflow(path, edits="-" in path.stem).uses

@@ -30,6 +30,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from slotd.testing import Harness, Knobs, fake_slot
 
+pytestmark = pytest.mark.usefixtures("express")
+
 ENDLESS = Knobs(tokens=100_000, token_delay_s=0.01)
 
 

@@ -27,6 +27,8 @@ from structlog.testing import capture_logs
 from slotd.exchange.inbound import MODEL_MAX
 from slotd.testing import Knobs, fake_slot
 
+pytestmark = pytest.mark.usefixtures("express")
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 

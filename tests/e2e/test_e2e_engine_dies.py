@@ -26,6 +26,8 @@ from e2e_tools import (
 
 from slotd.testing import Knobs, fake_slot
 
+pytestmark = pytest.mark.usefixtures("express")
+
 ENDLESS = Knobs(tokens=100_000, token_delay_s=0.01)
 NO_REPLAY = {"max_replays": 0}
 

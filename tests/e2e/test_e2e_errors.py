@@ -24,6 +24,7 @@ from e2e_tools import (
 
 from slotd.testing import Harness, Knobs, fake_slot
 
+BOTH_LANES = pytest.mark.usefixtures("express")
 ENDLESS = Knobs(tokens=100_000, token_delay_s=0.01)
 EMBED = fake_slot(Knobs(), type="embedding", default=True)
 
@@ -35,6 +36,7 @@ def untouched(slotd: Harness, *names: str) -> bool:
 # --- the request itself --------------------------------------------------------------------
 
 
+@BOTH_LANES
 async def test_requests_that_go_nowhere_touch_no_slot(slotd_harness: Start) -> None:
     slots = {"chat": fake_slot(default=True, aliases=["gpt-mini"]), "embed": EMBED}
     with trio.fail_after(GUARD_S):
@@ -68,6 +70,7 @@ async def test_requests_that_go_nowhere_touch_no_slot(slotd_harness: Start) -> N
 
 
 @pytest.mark.parametrize("framing", ["content-length: 100000000", "transfer-encoding: chunked"])
+@BOTH_LANES
 async def test_a_body_that_is_too_large(slotd_harness: Start, framing: str) -> None:
     """It is refused while it comes, also when nobody has said how long it is."""
     with trio.fail_after(GUARD_S):
@@ -93,6 +96,7 @@ async def test_a_body_that_is_too_large(slotd_harness: Start, framing: str) -> N
             assert untouched(slotd, "chat")
 
 
+@BOTH_LANES
 async def test_anthropic_clients_read_anthropic_errors(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with slotd_harness({"chat": fake_slot(Knobs(tokens=50))}) as slotd, client(slotd) as http:
@@ -118,6 +122,7 @@ async def test_anthropic_clients_read_anthropic_errors(slotd_harness: Start) -> 
             assert last.error["code"] == "slot.engine_lost"
 
 
+@BOTH_LANES
 async def test_keys(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with (
@@ -142,6 +147,7 @@ async def test_keys(slotd_harness: Start) -> None:
 # --- waiting -------------------------------------------------------------------------------
 
 
+@BOTH_LANES
 async def test_a_full_queue_and_a_queue_time_out(slotd_harness: Start) -> None:
     slot = fake_slot(ENDLESS, default=True, max_parallel=1, max_queue=1)
     with trio.fail_after(GUARD_S):
@@ -170,6 +176,7 @@ async def test_a_full_queue_and_a_queue_time_out(slotd_harness: Start) -> None:
                 assert (await slotd.fake("chat").stats())["started"] == 1
 
 
+@BOTH_LANES
 async def test_who_does_not_wait_is_told_and_the_load_goes_on(slotd_harness: Start) -> None:
     slot = fake_slot(Knobs(load_delay_s=0.5, tokens=2), default=True, abandon_after_s=0.1)
     with trio.fail_after(GUARD_S):
@@ -185,6 +192,7 @@ async def test_who_does_not_wait_is_told_and_the_load_goes_on(slotd_harness: Sta
             assert slotd.snapshot("chat").starts == 1
 
 
+@BOTH_LANES
 async def test_an_unload_answers_everyone_who_waits(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with (
@@ -208,6 +216,7 @@ async def test_an_unload_answers_everyone_who_waits(slotd_harness: Start) -> Non
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@BOTH_LANES
 async def test_a_crash_at_start_is_told_with_the_engines_words(slotd_harness: Start, stream: bool) -> None:
     knobs = Knobs(crash_at_start=True, exit_code=3, last_words="cannot read weights: bad magic")
     with trio.fail_after(GUARD_S):
@@ -261,6 +270,7 @@ async def test_a_time_out_never_promotes(slotd_harness: Start, knobs: Knobs) -> 
 
 
 @pytest.mark.parametrize("ability", ["close", "assemble"])
+@BOTH_LANES
 async def test_an_engines_own_error_passes_unchanged(slotd_harness: Start, ability: str) -> None:
     body = '{"error":{"code":418,"message":"I\\u2019m  a teapot","type":"brew"}} \n'
     knobs = Knobs(error_status=418, error_body=body)
@@ -276,6 +286,7 @@ async def test_an_engines_own_error_passes_unchanged(slotd_harness: Start, abili
             assert slotd.snapshot("chat").leases == 0
 
 
+@BOTH_LANES
 async def test_too_many_requests_at_a_time_are_refused_but_management_is_not(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with (

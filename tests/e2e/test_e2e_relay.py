@@ -29,6 +29,8 @@ from e2e_tools import (
 
 from slotd.testing import Knobs, fake_slot
 
+pytestmark = pytest.mark.usefixtures("express")
+
 STREAM = [
     b'data: {"n": 1}\n\n',
     b": a comment\n\n",

@@ -41,6 +41,7 @@ async def test_kill_under_many_requests(slotd_harness: Start, ability: str) -> N
 
 @pytest.mark.parametrize("ability", ["assemble", "close"])
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.usefixtures("express")
 async def test_a_crash_before_the_first_byte_is_not_seen(
     slotd_harness: Start, tmp_path: Path, ability: str, stream: bool
 ) -> None:
@@ -64,6 +65,7 @@ async def test_a_crash_before_the_first_byte_is_not_seen(
             assert max(r.replays for r in records) == 1
 
 
+@pytest.mark.usefixtures("express")
 async def test_it_is_in_the_middle_of_an_assembled_answer(slotd_harness: Start, tmp_path: Path) -> None:
     knobs = Knobs(crash_after_tokens=5, crash_once=str(tmp_path / "crashed"), tokens=8)
     slot = fake_slot(knobs, default=True, nonstream_cancel="assemble")

@@ -65,6 +65,7 @@ async def test_a_slot_at_its_limit_gives_places_in_order(slotd_harness: Start) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.usefixtures("express")
 async def test_one_request_takes_one_lease_and_gives_it_back_once(slotd_harness: Start, stream: bool) -> None:
     with trio.fail_after(GUARD_S):
         async with (

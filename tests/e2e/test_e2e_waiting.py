@@ -23,6 +23,7 @@ def comments(body: bytes) -> list[str]:
     return [line[2:] for line in body.decode().split("\n") if line.startswith(": ")]
 
 
+@pytest.mark.usefixtures("express")
 async def test_a_stream_hears_what_it_waits_for(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with slotd_harness({"chat": fake_slot(SLOW, default=True)}, server=SOON) as slotd:
@@ -101,6 +102,7 @@ async def test_they_raise_on_what_comes_instead_of_an_answer(
                 assert record.error in ("slot.load_failed", "engine.error")
 
 
+@pytest.mark.usefixtures("express")
 async def test_a_client_says_how_long_it_waits(slotd_harness: Start) -> None:
     slot = fake_slot(Knobs(load_delay_s=1.2), default=True, abandon_after_s=0.1)
     with trio.fail_after(GUARD_S):
@@ -121,6 +123,7 @@ async def test_a_client_says_how_long_it_waits(slotd_harness: Start) -> None:
                 assert (answer.status_code, code(answer)) == (400, "request.invalid")
 
 
+@pytest.mark.usefixtures("express")
 async def test_a_full_queue_says_when_to_come_back(slotd_harness: Start) -> None:
     slot = fake_slot(Knobs(load_delay_s=60), default=True, max_queue=1, abandon_after_s=0.1)
     with trio.fail_after(GUARD_S):

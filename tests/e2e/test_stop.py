@@ -25,6 +25,7 @@ ENDLESS = Knobs(tokens=1_000_000, token_delay_s=0.01)
 BODY = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
+@pytest.mark.usefixtures("express")
 async def test_a_stop_does_not_wait_for_a_slow_load(slotd_harness: Start) -> None:
     """Were the drain to wait for requests that only queue, it would take its whole time-out."""
     slots = {"chat": fake_slot(Knobs(load_delay_s=60), abandon_after_s=0.2)}
@@ -160,6 +161,7 @@ def test_nothing_is_left_after_a_stop_with_requests(tmp_path: Path) -> None:
 # --- in this process, byte by byte --------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("express")
 async def test_each_kind_of_answer_is_ended_as_it_can_be(slotd_harness: Start) -> None:
     """A stream by an event and its proper end, a document in the middle by breaking off."""
 
@@ -192,6 +194,7 @@ async def test_each_kind_of_answer_is_ended_as_it_can_be(slotd_harness: Start) -
             assert {r.error for r in slotd.slotd.records.recent()} == {"server.stopping"}
 
 
+@pytest.mark.usefixtures("express")
 async def test_who_does_not_read_its_end_does_not_hold_up_the_stop(slotd_harness: Start) -> None:
     knobs = Knobs(oversized_response_mb=64, tokens=1)
     with trio.fail_after(20):
@@ -205,6 +208,7 @@ async def test_who_does_not_read_its_end_does_not_hold_up_the_stop(slotd_harness
         await wire.hang_up()
 
 
+@pytest.mark.usefixtures("express")
 async def test_who_finishes_in_time_is_not_disturbed(slotd_harness: Start) -> None:
     knobs = Knobs(tokens=30, token_delay_s=0.02)
     with trio.fail_after(20):
@@ -219,6 +223,7 @@ async def test_who_finishes_in_time_is_not_disturbed(slotd_harness: Start) -> No
             assert slotd.slotd.records.recent()[0].outcome == "ok"
 
 
+@pytest.mark.usefixtures("express")
 async def test_one_that_is_being_replayed_is_told(slotd_harness: Start) -> None:
     """The doors are closed: there is no engine for it any more."""
     knobs = Knobs(first_token_delay_s=60)
@@ -243,6 +248,7 @@ async def test_one_that_is_being_replayed_is_told(slotd_harness: Start) -> None:
 # --- who comes while it stops --------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("express")
 async def test_who_comes_during_the_drain_is_told_at_once(slotd_harness: Start) -> None:
     """However many: nobody is left in a queue that nobody reads."""
     with trio.fail_after(20):
@@ -269,6 +275,7 @@ async def test_who_comes_during_the_drain_is_told_at_once(slotd_harness: Start) 
             await trio.open_tcp_stream("127.0.0.1", slotd.slotd.address[1])
 
 
+@pytest.mark.usefixtures("express")
 async def test_a_long_body_that_comes_during_the_drain_is_answered_too(slotd_harness: Start) -> None:
     with trio.fail_after(20):
         async with (

@@ -25,6 +25,7 @@ from slotd.events import EventBus
 from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.record import RecordBook
 from slotd.gateway.app import build_app
+from slotd.gateway.express.lane import Lane
 from slotd.gateway.intake import Intake
 from slotd.gateway.metrics import Metrics
 from slotd.gateway.server import Stopping, bind, run_server
@@ -46,7 +47,8 @@ class Behind:
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         self.seen.append(inbound)
-        await self.behave(inbound, out)
+        with inbound.scope:
+            await self.behave(inbound, out)
 
     def listed(self) -> dict[str, tuple[str, ...]]:
         return {}
@@ -63,6 +65,8 @@ class Gateway:
     port: int
     behind: Behind
     services: Services
+    stop: Callable[[], None]
+    """As by a signal; the test's end does it, too."""
 
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
@@ -74,9 +78,13 @@ async def with_gateway(
     *,
     keys: Mapping[str, int | None] = MappingProxyType({}),
     server: str = "",
+    express: bool = True,
     tmp_path: Any = None,
 ) -> None:
-    """Run ``test`` against a gateway in this process; it is stopped afterwards."""
+    """Run ``test`` against a gateway in this process; it is stopped afterwards.
+
+    ``express``: with that lane before hypercorn.
+    """
     loaded = parse_config(f"[server]\nport = 0\n{server}", "test", tmp_path, env={})
     bus = EventBus(100)
     slots = SlotManager(bus)
@@ -106,12 +114,13 @@ async def with_gateway(
         started_unix=0.0,
         version="test",
     )
+    lane = Lane(services.exchange, services.intake, uploads, settings) if express else None
     sock = bind(loaded.config.server)
     port = sock.getsockname()[1]
     stop = trio.Event()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            await nursery.start(run_server, build_app(services), sock, settings, Stopping(stop.wait))
+            await nursery.start(run_server, build_app(services), sock, settings, Stopping(stop.wait), lane)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                await test(Gateway(client, port, behind, services))
+                await test(Gateway(client, port, behind, services, stop.set))
             stop.set()

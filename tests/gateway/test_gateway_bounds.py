@@ -63,7 +63,7 @@ def refusal(answer: bytes) -> tuple[int, str]:
 
 
 async def test_beyond_max_sockets_a_client_waits_until_another_has_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, express: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = trio.Event()
 
@@ -88,11 +88,11 @@ async def test_beyond_max_sockets_a_client_waits_until_another_has_left(
         for stream in (second, third):
             await stream.aclose()
 
-    await with_gateway(test, fine, server="max_sockets = 2", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="max_sockets = 2", tmp_path=tmp_path, express=express)
 
 
 async def test_a_reload_of_the_configuration_lets_more_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, express: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = trio.Event()
 
@@ -115,13 +115,15 @@ async def test_a_reload_of_the_configuration_lets_more_in(
             await inside.send_all(HEALTH)
             assert await status(inside) == 200
 
-    await with_gateway(test, fine, server="max_sockets = 1", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="max_sockets = 1", tmp_path=tmp_path, express=express)
 
 
 # --- how long -------------------------------------------------------------------------
 
 
-async def test_a_head_that_does_not_come_to_its_end_ends_its_connection(tmp_path: Path) -> None:
+async def test_a_head_that_does_not_come_to_its_end_ends_its_connection(
+    tmp_path: Path, express: bool
+) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         await stream.send_all(b"POST /v1/completions HTTP/1.1\r\nHost:")
@@ -133,11 +135,11 @@ async def test_a_head_that_does_not_come_to_its_end_ends_its_connection(tmp_path
         await stream.send_all(HEALTH[:-2])
         assert refusal(await to_the_end(stream)) == (408, "request.head_timeout")
 
-    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path, express=express)
 
 
 async def test_a_head_has_its_time_however_short_a_connection_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, express: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slotd.gateway.server.KEEP_ALIVE_S", 0.05)
 
@@ -146,17 +148,19 @@ async def test_a_head_has_its_time_however_short_a_connection_is_kept(
         await stream.send_all(HEALTH[:-2])
         assert refusal(await to_the_end(stream)) == (408, "request.head_timeout")
 
-    await with_gateway(test, fine, server="head_timeout_s = 0.3", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="head_timeout_s = 0.3", tmp_path=tmp_path, express=express)
 
 
-async def test_one_that_never_begins_a_request_is_closed_without_a_word(tmp_path: Path) -> None:
+async def test_one_that_never_begins_a_request_is_closed_without_a_word(
+    tmp_path: Path, express: bool
+) -> None:
     async def test(gateway: Gateway) -> None:
         assert await to_the_end(await gateway.connect()) == b""
 
-    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path, express=express)
 
 
-async def test_trickling_does_not_help(tmp_path: Path) -> None:
+async def test_trickling_does_not_help(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         async with stream:
@@ -165,10 +169,10 @@ async def test_trickling_does_not_help(tmp_path: Path) -> None:
                     await stream.send_all(b"G")
                     await trio.sleep(0.02)  # a slow client
 
-    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="head_timeout_s = 0.2", tmp_path=tmp_path, express=express)
 
 
-async def test_only_the_head_is_waited_for_so_briefly(tmp_path: Path) -> None:
+async def test_only_the_head_is_waited_for_so_briefly(tmp_path: Path, express: bool) -> None:
     """Not an answer that takes long, nor a connection that is kept for its next request."""
     go = trio.Event()
 
@@ -191,10 +195,10 @@ async def test_only_the_head_is_waited_for_so_briefly(tmp_path: Path) -> None:
         for stream in (busy, kept):
             await stream.aclose()
 
-    await with_gateway(test, slow, server="head_timeout_s = 0.2", tmp_path=tmp_path)
+    await with_gateway(test, slow, server="head_timeout_s = 0.2", tmp_path=tmp_path, express=express)
 
 
-async def test_a_body_that_stalls_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_body_that_stalls_is_not_waited_for(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         await stream.send_all(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{" % CHAT.encode())
@@ -203,7 +207,7 @@ async def test_a_body_that_stalls_is_not_waited_for(tmp_path: Path) -> None:
         assert gateway.behind.seen == []
         await stream.aclose()
 
-    await with_gateway(test, fine, server="idle_timeout_s = 0.2", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="idle_timeout_s = 0.2", tmp_path=tmp_path, express=express)
 
 
 # --- what is no request ---------------------------------------------------------------
@@ -218,16 +222,18 @@ async def test_a_body_that_stalls_is_not_waited_for(tmp_path: Path) -> None:
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_told_so(sent: bytes, tmp_path: Path) -> None:
+async def test_what_is_no_http_is_told_so(sent: bytes, tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         await stream.send_all(sent)
         assert refusal(await to_the_end(stream)) == (400, "request.invalid_http")
 
-    await with_gateway(test, fine, tmp_path=tmp_path)
+    await with_gateway(test, fine, tmp_path=tmp_path, express=express)
 
 
-async def test_a_head_that_is_too_large_is_told_so_though_more_of_it_comes(tmp_path: Path) -> None:
+async def test_a_head_that_is_too_large_is_told_so_though_more_of_it_comes(
+    tmp_path: Path, express: bool
+) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Large: " + b"x" * 600_000 + b"\r\n\r\n")
@@ -236,14 +242,14 @@ async def test_a_head_that_is_too_large_is_told_so_though_more_of_it_comes(tmp_p
         assert refusal(answer) == (431, "request.head_too_large")
         assert b"server.max_head_kb = 16" in answer
 
-    await with_gateway(test, fine, server="max_head_kb = 16", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="max_head_kb = 16", tmp_path=tmp_path, express=express)
 
 
 # --- what is listed -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("listed", [False, True])
-async def test_aliases_are_listed_if_that_is_wished(listed: bool, tmp_path: Path) -> None:
+async def test_aliases_are_listed_if_that_is_wished(listed: bool, tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         slots = gateway.services.slots
         chat = SlotIdentity(SlotSpec("chat"), "llm", "fake", "m", aliases=("gpt-x",))
@@ -258,4 +264,4 @@ async def test_aliases_are_listed_if_that_is_wished(listed: bool, tmp_path: Path
         one = (await gateway.client.get("/v1/models/gpt-x")).json()
         assert one["id"] == ("gpt-x" if listed else "m")
 
-    await with_gateway(test, fine, server="list_aliases = true" * listed, tmp_path=tmp_path)
+    await with_gateway(test, fine, server="list_aliases = true" * listed, tmp_path=tmp_path, express=express)

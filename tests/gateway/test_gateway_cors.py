@@ -19,7 +19,7 @@ async def answer(inbound: Inbound, out: Outbound) -> None:
 
 @pytest.mark.parametrize("origins", ['["http://localhost:3000"]', '["*"]'])
 async def test_a_configured_page_may_call_without_its_preflight_knowing_a_key(
-    origins: str, tmp_path: Path
+    origins: str, tmp_path: Path, express: bool
 ) -> None:
     async def test(gateway: Gateway) -> None:
         http = gateway.client
@@ -31,11 +31,13 @@ async def test_a_configured_page_may_call_without_its_preflight_knowing_a_key(
             assert found.headers["access-control-allow-origin"] in (PAGE, "*")
             assert "Origin" in found.headers["vary"]
 
-    await with_gateway(test, answer, keys={"k": None}, server=f"cors_origins = {origins}", tmp_path=tmp_path)
+    await with_gateway(
+        test, answer, keys={"k": None}, server=f"cors_origins = {origins}", tmp_path=tmp_path, express=express
+    )
 
 
 @pytest.mark.parametrize("server", ["", 'cors_origins = ["http://elsewhere"]'])
-async def test_other_pages_may_not(server: str, tmp_path: Path) -> None:
+async def test_other_pages_may_not(server: str, tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         http = gateway.client
         for found in (
@@ -44,13 +46,13 @@ async def test_other_pages_may_not(server: str, tmp_path: Path) -> None:
         ):
             assert "access-control-allow-origin" not in found.headers
 
-    await with_gateway(test, answer, server=server, tmp_path=tmp_path)
+    await with_gateway(test, answer, server=server, tmp_path=tmp_path, express=express)
 
 
-async def test_the_root_says_who_this_is(tmp_path: Path) -> None:
+async def test_the_root_says_who_this_is(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         found = (await gateway.client.get("/")).json()
         assert found["name"] == "slotd"
         assert "/v1/models" in found["see"]
 
-    await with_gateway(test, answer, tmp_path=tmp_path)
+    await with_gateway(test, answer, tmp_path=tmp_path, express=express)

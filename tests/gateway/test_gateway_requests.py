@@ -25,7 +25,7 @@ async def fine(inbound: Inbound, out: Outbound) -> None:
     await out.send(inbound.body + b"}")
 
 
-async def test_the_exchange_gets_the_request_as_it_came(tmp_path: Path) -> None:
+async def test_the_exchange_gets_the_request_as_it_came(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         answer = await gateway.client.post(
             CHAT + "?a=b&c=%20", content=b"{}", headers={"X-Slotd-Wait": "0", "X-Some": "Thing"}
@@ -40,10 +40,12 @@ async def test_the_exchange_gets_the_request_as_it_came(tmp_path: Path) -> None:
         assert again.json() == {"echo": 1}
         assert gateway.behind.seen[1].id != seen.id
 
-    await with_gateway(test, fine, tmp_path=tmp_path)
+    await with_gateway(test, fine, tmp_path=tmp_path, express=express)
 
 
-async def test_a_bug_before_the_answer_is_a_500_in_the_endpoints_dialect(tmp_path: Path) -> None:
+async def test_a_bug_before_the_answer_is_a_500_in_the_endpoints_dialect(
+    tmp_path: Path, express: bool
+) -> None:
     async def bug(inbound: Inbound, out: Outbound) -> None:
         if inbound.body != b"{}":
             raise KeyError("secret")
@@ -60,12 +62,12 @@ async def test_a_bug_before_the_answer_is_a_500_in_the_endpoints_dialect(tmp_pat
         answer = await gateway.client.get("/api/routes")
         assert answer.json()["error"]["code"] == "internal.error"
 
-    await with_gateway(test, bug, tmp_path=tmp_path)
+    await with_gateway(test, bug, tmp_path=tmp_path, express=express)
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), StreamStalled("quiet")])
 async def test_an_answer_that_breaks_off_ends_its_own_connection_only(
-    tmp_path: Path, error: Exception
+    tmp_path: Path, express: bool, error: Exception
 ) -> None:
     go_on = trio.Event()
 
@@ -85,10 +87,10 @@ async def test_an_answer_that_breaks_off_ends_its_own_connection_only(
             assert await other.aread() == b'{"half":1}'
         assert (await gateway.client.get("/health")).status_code == 200
 
-    await with_gateway(test, breaks, tmp_path=tmp_path)
+    await with_gateway(test, breaks, tmp_path=tmp_path, express=express)
 
 
-async def test_a_client_that_leaves_cancels_its_exchange(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_cancels_its_exchange(tmp_path: Path, express: bool) -> None:
     began, ended = trio.Event(), trio.Event()
 
     async def waits(inbound: Inbound, out: Outbound) -> None:
@@ -112,10 +114,10 @@ async def test_a_client_that_leaves_cancels_its_exchange(tmp_path: Path) -> None
             await stream.aclose()
             await ended.wait()
 
-    await with_gateway(test, waits, tmp_path=tmp_path)
+    await with_gateway(test, waits, tmp_path=tmp_path, express=express)
 
 
-async def test_errors_of_the_framework_have_our_envelope(tmp_path: Path) -> None:
+async def test_errors_of_the_framework_have_our_envelope(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         async def error(method: str, path: str, **more: Any) -> tuple[int, str]:
             answer = await gateway.client.request(method, path, **more)
@@ -135,10 +137,10 @@ async def test_errors_of_the_framework_have_our_envelope(tmp_path: Path) -> None
         missing = (await gateway.client.get("/v1/chat/completion")).json()
         assert CHAT in missing["error"]["details"]["close"]
 
-    await with_gateway(test, fine, tmp_path=tmp_path)
+    await with_gateway(test, fine, tmp_path=tmp_path, express=express)
 
 
-async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: Path) -> None:
+async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         stream = await gateway.connect()
         await stream.send_all(
@@ -152,10 +154,10 @@ async def test_a_body_that_is_too_large_is_refused_before_it_has_come(tmp_path: 
         assert answer.startswith(b"HTTP/1.1 413")
         await stream.aclose()
 
-    await with_gateway(test, fine, server="max_body_mb = 1", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="max_body_mb = 1", tmp_path=tmp_path, express=express)
 
 
-async def test_a_count_of_log_lines_is_a_count(tmp_path: Path) -> None:
+async def test_a_count_of_log_lines_is_a_count(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         slots = gateway.services.slots
         slots.add(SlotIdentity(SlotSpec("chat"), "llm", "fake", "m"), Any)  # type: ignore[arg-type] # never started
@@ -165,11 +167,13 @@ async def test_a_count_of_log_lines_is_a_count(tmp_path: Path) -> None:
             answer = await gateway.client.get(f"/api/slots/chat/logs?lines={bad}")
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lines")
 
-    await with_gateway(test, fine, tmp_path=tmp_path)
+    await with_gateway(test, fine, tmp_path=tmp_path, express=express)
 
 
 @pytest.mark.parametrize("path", ["/api/slots/chat/logs?follow=1", "/api/events"])
-async def test_what_never_ends_by_itself_ends_when_slotd_stops(tmp_path: Path, path: str) -> None:
+async def test_what_never_ends_by_itself_ends_when_slotd_stops(
+    tmp_path: Path, express: bool, path: str
+) -> None:
     async def test(gateway: Gateway) -> None:
         slots = gateway.services.slots
         slots.add(SlotIdentity(SlotSpec("chat"), "llm", "fake", "m"), Any)  # type: ignore[arg-type] # never started
@@ -181,10 +185,10 @@ async def test_what_never_ends_by_itself_ends_when_slotd_stops(tmp_path: Path, p
                 gateway.services.bus.close()
         assert got.startswith(("one\n", "event: snapshot\n"))
 
-    await with_gateway(test, fine, tmp_path=tmp_path)
+    await with_gateway(test, fine, tmp_path=tmp_path, express=express)
 
 
-async def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
+async def test_keys_guard_everything_but_health(tmp_path: Path, express: bool) -> None:
     async def test(gateway: Gateway) -> None:
         get, post = gateway.client.get, gateway.client.post
         assert (await get("/health")).status_code == 200
@@ -197,10 +201,12 @@ async def test_keys_guard_everything_but_health(tmp_path: Path) -> None:
         assert (await post(CHAT, content=b"{}", headers=good)).status_code == 200
         assert (await get("/metrics", headers=good)).status_code == 200
 
-    await with_gateway(test, fine, keys={"yes": 7}, tmp_path=tmp_path)
+    await with_gateway(test, fine, keys={"yes": 7}, tmp_path=tmp_path, express=express)
 
 
-async def test_bodies_that_are_still_coming_count_as_requests_under_way(tmp_path: Path) -> None:
+async def test_bodies_that_are_still_coming_count_as_requests_under_way(
+    tmp_path: Path, express: bool
+) -> None:
     async def test(gateway: Gateway) -> None:
         uploading = await gateway.connect()
         head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n" % CHAT.encode()
@@ -222,10 +228,10 @@ async def test_bodies_that_are_still_coming_count_as_requests_under_way(tmp_path
             while (await gateway.client.post(CHAT, content=b"{}")).status_code != 200:
                 pass
 
-    await with_gateway(test, fine, server="max_connections = 1", tmp_path=tmp_path)
+    await with_gateway(test, fine, server="max_connections = 1", tmp_path=tmp_path, express=express)
 
 
-async def test_a_typed_refusal_keeps_its_headers(tmp_path: Path) -> None:
+async def test_a_typed_refusal_keeps_its_headers(tmp_path: Path, express: bool) -> None:
     async def refuses(inbound: Inbound, out: Outbound) -> None:
         status, headers, body = error_response(SlotQueueFull("full", retry_after_s=2))
         await out.start(status, headers)
@@ -235,4 +241,4 @@ async def test_a_typed_refusal_keeps_its_headers(tmp_path: Path) -> None:
         answer = await gateway.client.post(CHAT, content=b"{}")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
 
-    await with_gateway(test, refuses, tmp_path=tmp_path)
+    await with_gateway(test, refuses, tmp_path=tmp_path, express=express)

@@ -180,6 +180,7 @@ def test_the_golden_table_of_endpoints() -> None:
         "/v1/rerankings": ("reranking", "/v1/rerank", "json", "openai"),
         "/v1/reranking": ("reranking", "/v1/rerank", "json", "openai"),
         "/rerank": ("reranking", "/v1/rerank", "json", "openai"),
+        "/reranking": ("reranking", "/v1/rerank", "json", "openai"),
         "/v1/audio/speech": ("tts", "/v1/audio/speech", "json", "openai"),
         "/v1/audio/transcriptions": ("transcription", "/v1/audio/transcriptions", "multipart", "openai"),
         "/v1/audio/translations": ("transcription", "/v1/audio/translations", "multipart", "openai"),

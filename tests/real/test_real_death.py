@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -128,13 +127,11 @@ def test_a_stop_lets_a_running_stream_end(own_site: Site) -> None:
     assert took - streamed < 3
 
 
-def _accepts(url: str) -> bool:
-    host, _, port = url.removeprefix("http://").partition(":")
+def _turns_away(url: str) -> bool:
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+        return httpx.get(url + "/health", timeout=5).status_code == 503
+    except httpx.TransportError:
+        return False  # the moment between the two doors
 
 
 def test_a_second_signal_cuts_streams_short(own_site: Site) -> None:
@@ -142,7 +139,7 @@ def test_a_second_signal_cuts_streams_short(own_site: Site) -> None:
     caller = Caller(own_site.url, CHAT, long_request(CHAT, stream=True))
     caller.read_until(b"data:")
     own_site.process.send(signal.SIGTERM)
-    wait_until(lambda: not _accepts(own_site.url), 5, "no longer accepting")
+    wait_until(lambda: _turns_away(own_site.url), 5, "newcomers turned away")
     began = time.perf_counter()
     own_site.process.send(signal.SIGTERM)
     code = own_site.process.wait(20)

@@ -42,6 +42,13 @@ class Reply(Protocol):
         may be kept in all.
         """
 
+    async def comment(self, text: str) -> None:
+        """Tell a client that asked for events something, such as how far it is. For those only.
+
+        It is no part of the answer: an engine that is lost is still replaced.
+        But only events can follow. Nothing happens once the answer has begun.
+        """
+
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """The answer's head; lower-case names. Exactly once, before any :meth:`send`."""
 

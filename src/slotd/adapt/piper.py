@@ -76,7 +76,7 @@ def _samples(wav: bytes) -> Document:
         part = wav[at + 8 : at + 8 + size]
         if name == b"fmt ":
             channels, rate = int.from_bytes(part[2:4], "little"), int.from_bytes(part[4:8], "little")
-        elif name == b"data":
+        elif name == b"data" and rate:
             return Document(part, f"audio/pcm;rate={rate};channels={channels}")
         at += 8 + size + size % 2
     raise EngineError("the engine's sound is a WAV file without samples")

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from slotd.adapt.contract import Call, Reply
-from slotd.errors import AnswerTooLarge, EngineError
+from slotd.errors import AnswerTooLarge, EngineError, RequestUnprocessable
 from slotd.wire.http1 import Http1Pool, Http1Response
 
 __all__ = ["Ask", "Document", "Translated", "Translation"]
 
 DOCUMENT_MAX = 16 << 20
 """The longest answer that is converted; one that is relayed as it comes has no bound."""
+
+REFUSED = frozenset({400, 413, 415, 422})
+"""Statuses by which an engine says that it is the request which is wrong; asking again would not help."""
 
 WORDS_MAX = 2000
 """So much of an engine's refusal is passed on."""
@@ -67,7 +70,8 @@ class Translated:
             reply.progressed()
             if response.status >= 300:
                 words = await _read(response, reply, WORDS_MAX, cut=True)
-                raise EngineError(
+                error = RequestUnprocessable if response.status in REFUSED else EngineError
+                raise error(
                     f"the engine answered {response.status}: {words.decode('utf-8', 'replace').strip()}",
                     details={"status": response.status},
                 )

@@ -70,14 +70,17 @@ def _boundary(call: Call) -> bytes:
 
 
 def _document(kind: str, answer: bytes) -> Document:
-    """The server says of many a failure 200, with an ``error`` in it."""
+    """Servers from before March 2026 say 200 of many a failure, with an ``error`` in it."""
     if answer.lstrip()[:1] == b"{":
         try:
             said = msgspec.json.decode(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             said = None
         if isinstance(said, dict) and "error" in said and "text" not in said:
-            if "'file'" in str(said["error"]):
+            words = str(said["error"])
+            if "'file'" in words:
                 raise RequestUnprocessable("`file` is missing: the sound to listen to", param="file")
-            raise EngineError(f"the engine answered: {said['error']}")
+            if words.startswith("failed to read"):
+                raise RequestUnprocessable(f"the engine cannot read `file`: {words}", param="file")
+            raise EngineError(f"the engine answered: {words}")
     return Document(answer, kind)

@@ -13,10 +13,13 @@ from typing import Protocol, TypeVar
 
 from slotd.errors import NoCapableSlot
 
-__all__ = ["TOOL_CALLING", "Candidate", "LoadedSlot", "choose", "refusal"]
+__all__ = ["TOOL_CALLING", "VISION", "Candidate", "LoadedSlot", "choose", "refusal"]
 
 TOOL_CALLING = "tool-calling"
 """The label of models that call tools."""
+
+VISION = "vision"
+"""The label of models that see pictures."""
 
 
 class Candidate(Protocol):

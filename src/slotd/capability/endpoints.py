@@ -56,6 +56,7 @@ def _rows() -> tuple[Endpoint, ...]:
         Endpoint("/v1/rerankings", "reranking", rerank),
         Endpoint("/v1/reranking", "reranking", rerank),
         Endpoint("/rerank", "reranking", rerank),
+        Endpoint("/reranking", "reranking", rerank),
         Endpoint("/v1/audio/speech", "tts", "/v1/audio/speech"),
         Endpoint("/v1/audio/transcriptions", "transcription", "/v1/audio/transcriptions", body="multipart"),
         Endpoint("/v1/audio/translations", "transcription", "/v1/audio/translations", body="multipart"),

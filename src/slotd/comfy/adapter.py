@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import random
-import time
 import uuid
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-
 from slotd.adapt import Call, Reply
+from slotd.comfy.answers import PICTURES, Answer, answer_for
 from slotd.comfy.api import Api, Entry, Picture
 from slotd.comfy.asked import SEED_MAX, Asked, Shelf, read_asked, values_for
 from slotd.comfy.events import Line, with_line
 from slotd.comfy.form import Upload
-from slotd.comfy.job import run_prompt
-from slotd.comfy.words import failure
+from slotd.comfy.job import Limits, run_prompt
+from slotd.comfy.words import failed
 from slotd.comfy.workflow import IMAGES, Workflow, render
 from slotd.errors import EngineError, RequestUnprocessable
 from slotd.wire.http1 import Http1Pool
@@ -27,20 +24,17 @@ __all__ = ["ComfyAdapter"]
 ANSWER_MAX = 128 << 20
 """All pictures of one answer together; bytes."""
 
-_KINDS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
-"""What a client's browser is told that a picture is; anything else is just bytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class ComfyAdapter:
     """Implements :class:`slotd.adapt.contract.Adapter` for one endpoint of a ComfyUI slot.
 
-    ``queue_timeout_s``: the longest that each prompt waits in ComfyUI's own queue.
-    ``max_megapixels``: the largest picture that may be asked for.
+    ``limits``: of each prompt. ``max_megapixels``: the largest picture that may
+    be asked for.
     """
 
     shelf: Shelf
-    queue_timeout_s: float
+    limits: Limits
     max_megapixels: float
 
     async def serve(self, call: Call, http: Http1Pool, reply: Reply) -> None:
@@ -51,14 +45,14 @@ class ComfyAdapter:
         turns in between.
         """
         asked = read_asked(call)
-        workflow = self.shelf.pick(asked.model, call.model)
+        workflow = self.shelf.pick(asked, call.model)
         self._check_size(asked)
         _check_pictures(workflow, asked)
         api = Api(http)
         files = await _upload(api, workflow, asked, reply)
-        work = partial(self._draw, api, workflow, asked, files, reply)
-        data = await with_line(http.address, work)
-        await reply.document(msgspec.json.encode({"created": int(time.time()), "data": data}))
+        answer = answer_for(asked, call.path, reply)
+        draw = partial(self._draw, api, workflow, asked, files, answer)
+        await answer.run(partial(with_line, http.address, draw))
 
     def _check_size(self, asked: Asked) -> None:
         width, height = asked.size or (0, 0)
@@ -70,45 +64,48 @@ class ComfyAdapter:
             )
 
     async def _draw(
-        self, api: Api, workflow: Workflow, asked: Asked, files: dict[str, str], reply: Reply, line: Line
-    ) -> list[dict[str, str]]:
-        seed = random.getrandbits(63) if asked.seed is None else asked.seed
-        if asked.seed is None:
-            seed = workflow.defaults.get("seed", seed)
-        drawn: list[dict[str, str]] = []
+        self, api: Api, workflow: Workflow, asked: Asked, files: dict[str, str], answer: Answer, line: Line
+    ) -> None:
+        seed = _seed(workflow, asked)
+        drawn = prompts = 0
         room = ANSWER_MAX
-        prompts = 0
-        while (left := asked.n - len(drawn)) > 0:
+        while (left := asked.n - drawn) > 0:
             values = values_for(workflow, asked, seed=(seed + prompts) % (SEED_MAX + 1), n=left, files=files)
-            about = f"picture {len(drawn) + 1} of {asked.n}, " if asked.n > 1 else ""
-            graph = render(workflow, values)
-            entry = await run_prompt(api, line, graph, reply, wait_s=self.queue_timeout_s, about=about)
+            about = "" if asked.n == 1 or workflow.batches else f"picture {drawn + 1} of {asked.n}, "
+
+            def says(words: str, about: str = about) -> None:
+                answer.says(about + words)
+
+            entry, left_out = await run_prompt(api, line, render(workflow, values), self.limits, says)
             prompts += 1
-            for picture in _pictures(workflow, entry)[:left]:
+            for picture in _pictures(workflow, entry, left_out)[:left]:
                 data, kind = await api.view(picture, room)
-                reply.progressed()
                 room -= len(data)
-                drawn.append(_item(data, kind, asked, reply))
-        return drawn
+                await answer.add(data, kind)
+                drawn += 1
 
 
-def _pictures(workflow: Workflow, entry: Entry) -> list[Picture]:
-    """At least one. Raises :class:`EngineError` if the prompt failed or gave none."""
+def _seed(workflow: Workflow, asked: Asked) -> int:
+    """Of the first picture: the client's, else the template's, else any that a double holds, too."""
+    if asked.seed is not None:
+        return asked.seed
+    default: int | None = workflow.defaults.get("seed")
+    return random.getrandbits(53) if default is None else default
+
+
+def _pictures(workflow: Workflow, entry: Entry, left_out: str) -> list[Picture]:
+    """At least one. Raises what :func:`slotd.comfy.words.failed` makes of a failure, and for none."""
     if not entry.succeeded:
-        words, facts = failure(entry.messages)
-        raise EngineError(words, details=facts)
+        raise failed(entry.messages)
     found = [picture for node in workflow.outputs for picture in entry.pictures.get(node, ())]
     if not found:
         nodes = ", ".join(workflow.outputs)
-        raise EngineError(f"ComfyUI: the workflow ended well, but put out no picture (node {nodes})")
+        raise EngineError(
+            f"ComfyUI: the workflow ended well, but put out no picture (node {nodes})"
+            + (f"; it left out what is wrong: {left_out}" if left_out else ""),
+            details={"reason": "no_picture"},
+        )
     return found
-
-
-def _item(data: bytes, kind: str, asked: Asked, reply: Reply) -> dict[str, str]:
-    if asked.response_format == "b64_json":
-        return {"b64_json": base64.b64encode(data).decode()}
-    known = kind.partition(";")[0].strip().lower()
-    return {"url": reply.keep(data, known if known in _KINDS else "application/octet-stream")}
 
 
 def _check_pictures(workflow: Workflow, asked: Asked) -> None:
@@ -120,7 +117,7 @@ def _check_pictures(workflow: Workflow, asked: Asked) -> None:
         what = "`image` is missing" if not given else f"{given} pictures were given"
         many = "one picture" if wanted == 1 else f"{wanted} pictures"
         raise RequestUnprocessable(f"{what}: this workflow works on {many}", param="image")
-    if ("mask" in workflow.uses) != (asked.mask is not None):
+    if workflow.masks != (asked.mask is not None):
         what = "takes no mask" if asked.mask is not None else "needs a mask"
         raise RequestUnprocessable(f"this workflow {what}", param="mask")
 
@@ -137,7 +134,7 @@ async def _upload(api: Api, workflow: Workflow, asked: Asked, reply: Reply) -> d
     files: dict[str, str] = {}
     for name, upload in given.items():
         # The client's own name for it is of no use here, and might be of harm.
-        ending = _KINDS.get(upload.content_type.partition(";")[0].strip().lower(), "png")
+        ending = PICTURES.get(upload.content_type.partition(";")[0].strip().lower(), "png")
         files[name] = await api.upload(upload, f"{uuid.uuid4().hex}.{ending}")
         reply.progressed()
     return files

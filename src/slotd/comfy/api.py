@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
+import trio
 
 from slotd.comfy.form import Upload
-from slotd.comfy.words import refusal
+from slotd.comfy.words import Message, refused, said_of_nodes
 from slotd.comfy.workflow import Graph
 from slotd.errors import AnswerTooLarge, EngineError
 from slotd.wire.http1 import Http1Pool
@@ -25,6 +26,9 @@ __all__ = ["Api", "Entry", "Picture", "Place"]
 
 DOCUMENT_MAX = 32 << 20
 """The longest queue or history that is read; both carry graphs."""
+
+STOP_LOOK_S, STOP_LOOK_MAX_S = 0.01, 0.25
+"""The pause before the first look at whether an interrupt has helped; it doubles."""
 
 Place = Literal["running", "pending", "absent"]
 
@@ -47,7 +51,7 @@ class Entry:
 
     succeeded: bool
     pictures: Mapping[str, tuple[Picture, ...]]
-    messages: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 class _Status(msgspec.Struct):
@@ -66,6 +70,10 @@ class _Queue(msgspec.Struct):
     queue_pending: list[list[Any]] = []
 
 
+class _Queued(msgspec.Struct):
+    node_errors: Any = None
+
+
 class _Kept(msgspec.Struct):
     name: str
     subfolder: str = ""
@@ -78,10 +86,19 @@ class Api:
     def __init__(self, http: Http1Pool) -> None:
         self._http = http
 
-    async def submit(self, graph: Graph, *, prompt_id: str, client_id: str) -> None:
-        """Queue a prompt under an id of our own."""
+    async def submit(self, graph: Graph, *, prompt_id: str, client_id: str) -> str:
+        """Queue a prompt under an id of our own.
+
+        Returns what is wrong with some of its nodes, "" for nothing: ComfyUI
+        takes a prompt of which at least one output can be made, and leaves out
+        the others.
+        """
         body = msgspec.json.encode({"prompt": graph, "prompt_id": prompt_id, "client_id": client_id})
-        await self._post("/prompt", body)
+        answer = await self._post("/prompt", body)
+        try:
+            return said_of_nodes(msgspec.json.decode(answer, type=_Queued).node_errors)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ""  # it has been taken all the same
 
     async def history(self, prompt_id: str) -> Entry | None:
         """The prompt's result; None while it has none."""
@@ -91,15 +108,10 @@ class Api:
             return None
         status = found.status or _Status()
         pictures = {node: _pictures(output) for node, output in found.outputs.items()}
-        messages = tuple(
-            (item[0], item[1])
-            for item in status.messages
-            if isinstance(item, list)
-            and len(item) == 2
-            and isinstance(item[0], str)
-            and isinstance(item[1], dict)
-        )
-        return Entry(status.status_str != "error", pictures, messages)
+        messages = _messages(status.messages)
+        # Of a workflow with a circle it says "success", beside the error.
+        wrong = any(kind in ("execution_error", "execution_interrupted") for kind, _ in messages)
+        return Entry(status.status_str != "error" and not wrong, pictures, messages)
 
     async def place(self, prompt_id: str) -> Place:
         """Where in its queue the prompt is."""
@@ -111,15 +123,21 @@ class Api:
         return "absent"
 
     async def stop(self, prompt_id: str) -> None:
-        """Have the prompt not be worked on, whether it waits or runs; nobody else's is touched.
+        """Have the prompt not be worked on, whether it waits or runs; returns when it is not.
 
-        In this order it cannot slip through: once it is not in the queue, it
-        can only run or be over. The look in between is for versions that
-        interrupt whatever runs.
+        Nobody else's is touched. It cannot slip through: once it is not in the
+        queue, it can only run or be over. The look before the interrupt is for
+        versions that interrupt whatever runs; the one after it, since ComfyUI
+        forgets an interrupt that comes while it begins with the prompt, and a
+        node that is not looking works on. For how long this goes on is the
+        caller's to bound.
         """
         await self._post("/queue", msgspec.json.encode({"delete": [prompt_id]}))
-        if await self.place(prompt_id) == "running":
+        pause = STOP_LOOK_S
+        while await self.place(prompt_id) == "running":
             await self._post("/interrupt", msgspec.json.encode({"prompt_id": prompt_id}))
+            await trio.sleep(pause)
+            pause = min(2 * pause, STOP_LOOK_MAX_S)
 
     async def view(self, picture: Picture, most: int) -> tuple[bytes, str]:
         """A picture and its content type. Raises :class:`AnswerTooLarge` beyond ``most`` bytes."""
@@ -176,10 +194,7 @@ class Api:
                 if len(data) > most:
                     raise AnswerTooLarge(f"ComfyUI's answer to {_shown(target)} is larger than {most} bytes")
             if response.status >= 300:
-                raise EngineError(
-                    refusal(_shown(target), response.status, bytes(data)),
-                    details={"status": response.status},
-                )
+                raise refused(_shown(target), response.status, bytes(data))
             kinds = (value for name, value in response.headers if name.lower() == b"content-type")
             return bytes(data), next(kinds, b"").decode("latin-1")
 
@@ -192,6 +207,12 @@ def _decode(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise EngineError(f"ComfyUI's answer is not as expected: {exc}") from exc
+
+
+def _messages(given: list[Any]) -> tuple[Message, ...]:
+    """Those that have the shape of one."""
+    pairs = (item for item in given if isinstance(item, list) and len(item) == 2)
+    return tuple((kind, about) for kind, about in pairs if isinstance(kind, str) and isinstance(about, dict))
 
 
 def _pictures(output: Mapping[str, Any]) -> tuple[Picture, ...]:

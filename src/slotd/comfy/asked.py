@@ -32,13 +32,14 @@ _PICTURE = re.compile(r"image(?:\[\d*\])?")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for pictures. None: the client did not say."""
+    """A request for pictures. None: the client did not say. ``stream``: as events, in the end pictures."""
 
     prompt: str
     model: str = ""
     n: int = 1
     size: tuple[int, int] | None = None
     response_format: Literal["url", "b64_json"] = "url"
+    stream: bool = False
     seed: int | None = None
     steps: int | None = None
     negative_prompt: str | None = None
@@ -48,7 +49,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """A slot's workflows for one endpoint by name, the first being the usual one.
+    """A slot's workflows for one endpoint by name, in the configuration's order.
 
     ``own``: names that mean the slot itself.
     """
@@ -56,12 +57,16 @@ class Shelf:
     workflows: Mapping[str, Workflow]
     own: frozenset[str] = frozenset()
 
-    def pick(self, model: str, served: str = "") -> Workflow:
-        """The workflow for a request's ``model``; ``served`` is what the slot's engine was loaded with.
+    def pick(self, asked: Asked, served: str = "") -> Workflow:
+        """The workflow for a request; ``served`` is what the slot's engine was loaded with.
 
+        It is the one that the request names. A request that names none, or only
+        the slot, gets the first that takes as many pictures as it brings, and a
+        mask if it brings one; else the first of all, whose wants it is then told.
         Raises :class:`NoRouteFound` for a name that nobody has, and
         :class:`RequestUnprocessable` if there is no workflow at all.
         """
+        model = asked.model
         if not self.workflows:
             raise RequestUnprocessable(
                 "this slot has no workflow for this endpoint (workflows and edit_workflows in its options)"
@@ -69,7 +74,9 @@ class Shelf:
         if model in self.workflows:
             return self.workflows[model]
         if not model or model == served or model.removeprefix("slotd/") in self.own:
-            return next(iter(self.workflows.values()))
+            shelved = self.workflows.values()
+            given = (len(asked.images), asked.mask is not None)
+            return next((w for w in shelved if (w.images, w.masks) == given), next(iter(shelved)))
         known = list(self.workflows)
         raise NoRouteFound(
             f"there is no workflow {model!r} here; there are {', '.join(known)}",
@@ -85,20 +92,20 @@ def read_asked(call: Call) -> Asked:
     Raises :class:`RequestUnprocessable` for what is missing or wrong.
     """
     given = _form(call) if is_form(call.content_type) else _document(call.body)
-    if given.get("stream") is True:
-        raise RequestUnprocessable("pictures are not streamed here; leave `stream` out", param="stream")
     prompt = given.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise RequestUnprocessable("`prompt` is missing: say what the picture is to show", param="prompt")
     if len(prompt) > PROMPT_MAX:
         raise RequestUnprocessable(f"`prompt` has more than {PROMPT_MAX} characters", param="prompt")
     mask = given.get("mask")
+    stream = _flag(given, "stream")
     return Asked(
         prompt=prompt,
         model=_text(given, "model") or "",
         n=_number(given, "n", 1, N_MAX) or 1,
         size=_size(given),
-        response_format=_format(given),
+        response_format=_format(given, "b64_json" if stream else "url"),
+        stream=stream,
         seed=_number(given, "seed", 0, SEED_MAX),
         steps=_number(given, "steps", 1, STEPS_MAX),
         negative_prompt=_text(given, "negative_prompt"),
@@ -151,8 +158,6 @@ def _form(call: Call) -> dict[str, Any]:
     if pictures:
         found["image"] = pictures
     found |= {name: upload for name, upload in form.files if name == "mask"}
-    if found.get("stream") == "true":
-        found["stream"] = True
     return found
 
 
@@ -161,6 +166,16 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise RequestUnprocessable(f"`{name}` must be a string", param=name)
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    match given.get(name):
+        case None | "" | False | "false":
+            return False
+        case True | "true":  # forms have no booleans
+            return True
+        case _:
+            raise RequestUnprocessable(f"`{name}` must be true or false", param=name)
 
 
 def _number(given: Mapping[str, Any], name: str, least: int, most: int) -> int | None:
@@ -187,9 +202,11 @@ def _size(given: Mapping[str, Any]) -> tuple[int, int] | None:
     return width, height
 
 
-def _format(given: Mapping[str, Any]) -> Literal["url", "b64_json"]:
+def _format(given: Mapping[str, Any], usual: Literal["url", "b64_json"]) -> Literal["url", "b64_json"]:
     match given.get("response_format"):
-        case None | "" | "url":
+        case None | "":
+            return usual
+        case "url":
             return "url"
         case "b64_json":
             return "b64_json"

@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 
 import trio
 
+from slotd.comfy.beside import beside
 from slotd.comfy.websocket import listen
 
 __all__ = ["Line", "with_line"]
@@ -93,15 +94,9 @@ async def with_line(address: tuple[str, int], work: Callable[[Line], Awaitable[T
     What ``work`` raises comes out as it is, not in a group.
     """
     line = Line(address)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(line.run)
+
+    async def tried() -> T:
         await line.tried()
-        try:
-            result = await work(line)
-        except Exception as exc:
-            failure = exc
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return result
+        return await work(line)
+
+    return await beside(line.run, tried)

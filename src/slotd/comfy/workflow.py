@@ -97,6 +97,11 @@ class Workflow:
         """How many pictures it works on."""
         return sum(name in self.uses for name in IMAGES)
 
+    @property
+    def masks(self) -> bool:
+        """Whether it wants a mask beside them."""
+        return "mask" in self.uses
+
 
 def read_workflow(path: str | os.PathLike[str], *, edits: bool) -> Workflow:
     """Read and check a file, for ``edits`` of a client's pictures or for pictures from words.

@@ -71,6 +71,15 @@ class LlamaCppOptions(Section):
     extra_args: Args = ()
     """Further arguments, spelt as for llama-server; they win over the options above."""
 
+    @property
+    def text_only(self) -> bool:
+        """Whether the model reads nothing but text: llama.cpp sees and hears by a projector alone.
+
+        One may also come with a model that the arguments let it fetch by itself.
+        """
+        own = ("--mmproj", "-mm", "-hf", "--hf-repo")
+        return not self.mmproj and not any(arg.startswith(own) for arg in self.extra_args)
+
 
 class ComfyOptions(Section):
     """ComfyUI. A workflow is a file in its API format with placeholders."""
@@ -84,6 +93,10 @@ class ComfyOptions(Section):
 
     queue_timeout_s: float = Field(default=600, gt=0)
     """Longest that a prompt waits behind others in ComfyUI's own queue."""
+
+    run_timeout_s: float = Field(default=3600, ge=0)
+    """Longest that ComfyUI works on one prompt; 0 = no limit. ``server.idle_timeout_s`` is the longest
+    that it may say nothing meanwhile."""
 
     max_megapixels: float = Field(default=16, gt=0)
     """Largest picture that a client may ask for. One that is too large can take ComfyUI's machine down."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from slotd.comfy.adapter import ComfyAdapter
 from slotd.comfy.asked import Shelf
+from slotd.comfy.job import Limits
 from slotd.comfy.workflow import Workflow, WorkflowInvalid, read_workflow
 from slotd.config import ComfyOptions, SlotConfig
 from slotd.engine import command
@@ -71,10 +72,11 @@ def abilities(slot: SlotConfig, workflows: Workflows) -> Abilities:
     options = slot.options if isinstance(slot.options, ComfyOptions) else ComfyOptions()
     own = frozenset(filter(None, (slot.name, slot.model, *slot.aliases)))
     own |= {f"{name}:{variant}" for name in own for variant in slot.variants}
+    limits = Limits(options.queue_timeout_s, options.run_timeout_s)
     return Abilities(
         nonstream_cancel="close",
         adapters={
-            path: ComfyAdapter(Shelf(shelved, own), options.queue_timeout_s, options.max_megapixels)
+            path: ComfyAdapter(Shelf(shelved, own), limits, options.max_megapixels)
             for path, shelved in ((GENERATIONS, workflows.generations), (EDITS, workflows.edits))
         },
     )

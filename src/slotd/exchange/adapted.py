@@ -38,6 +38,9 @@ class _Reply:
     def keep(self, data: bytes, content_type: str) -> str:
         return f"{self.origin}/api/artifacts/{self.put(data, content_type)}"
 
+    async def comment(self, text: str) -> None:
+        await self.answer.comment(text)
+
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         await self.answer.begin(status, headers)
 

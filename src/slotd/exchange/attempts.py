@@ -18,6 +18,7 @@ from slotd.exchange.carriage import Carriage
 from slotd.exchange.claims import Claims
 from slotd.exchange.fallback import model_for
 from slotd.exchange.forward import Outgoing, forward, forward_assembled
+from slotd.exchange.media import refuse_media
 from slotd.exchange.race import first_of
 from slotd.exchange.shaping import shape
 from slotd.exchange.stall import TOTAL, Watch
@@ -59,8 +60,10 @@ class Attempts:
         goes back to the slot with its first arrival, so that it is served next,
         at most ``max_replays`` times and within its deadline. It begins from
         nothing each time. Raises the slot's refusals, :class:`EngineLost`,
-        :class:`StreamStalled` and :class:`AnswerTooLarge`.
+        :class:`StreamStalled`, :class:`AnswerTooLarge` and, before anything is
+        loaded for it, :class:`slotd.errors.RequestUnprocessable` for what the slot cannot read.
         """
+        self._check_media(carriage, slot)
         claims = Claims(self._slots, carriage)
         lost: EngineLost | None = None
         began: float | None = None
@@ -73,6 +76,8 @@ class Attempts:
                     raise late if lost is None else lost from late
                 if lost is None and route.generation not in (None, lease.generation):
                     raise RouteStale(f"slot {slot!r} was restarted since the route was found")
+                if lease.slot != slot:
+                    self._check_media(carriage, lease.slot)
                 began = trio.current_time() if began is None else began
                 try:
                     return await self._attempt(carriage, route, lease, began)
@@ -84,6 +89,11 @@ class Attempts:
                 self._note_replay(carriage, lease, lost)
         finally:
             claims.release()
+
+    def _check_media(self, carriage: Carriage, slot: str) -> None:
+        inbound, policy = carriage.inbound, carriage.policy
+        if slot in policy.text_only:
+            refuse_media(inbound.endpoint.upstream_path, inbound.body, slot, policy.seeing)
 
     def _goes_again(self, carriage: Carriage, gone: _Lost) -> bool:
         left = carriage.policy.max_replays - carriage.record.replays

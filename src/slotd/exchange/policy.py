@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from slotd.config import Config
+from slotd.capability.choice import VISION
+from slotd.config import Config, LlamaCppOptions
 from slotd.exchange.shaping import Shaping
 from slotd.exchange.stall import StallLimits
 
@@ -31,7 +32,9 @@ class Policy:
     ``max_replays``: how often it is sent again when its engine is lost before
     anything of the answer went to the client. ``heartbeat_after_s``: a streaming
     request that waits longer hears comments every ``heartbeat_every_s``; 0 = never.
-    ``fallbacks``, ``shaping``: by slot, only those that have any.
+    ``fallbacks``, ``shaping``: by slot, only those that have any. ``text_only``:
+    slots that are known to read nothing but text. ``seeing``: those that say
+    that they can do more.
     """
 
     stall: StallLimits = field(default_factory=StallLimits)
@@ -40,11 +43,19 @@ class Policy:
     heartbeat_every_s: float = 5.0
     fallbacks: Mapping[str, Fallbacks] = field(default_factory=dict)
     shaping: Mapping[str, Shaping] = field(default_factory=dict)
+    text_only: frozenset[str] = frozenset()
+    seeing: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """The rules that a configuration gives."""
         server = config.server
+        chats = {slot.name: slot.options for slot in config.slots.values() if slot.type == "llm"}
+        text_only = frozenset(
+            name
+            for name, options in chats.items()
+            if isinstance(options, LlamaCppOptions) and options.text_only
+        )
         return cls(
             stall=StallLimits(server.first_byte_timeout_s, server.idle_timeout_s, server.total_timeout_s),
             max_replays=server.max_replays,
@@ -56,4 +67,6 @@ class Policy:
                 if slot.fallbacks
             },
             shaping={slot.name: shaping for slot in config.slots.values() if (shaping := Shaping.of(slot))},
+            text_only=text_only,
+            seeing=tuple(n for n in chats if n not in text_only and VISION in config.labels_of(n)),
         )

@@ -81,6 +81,23 @@ class _Turn:
             ahead += data
 
 
+class _Strict(h11.Connection):
+    """h11, which also refuses a request whose body could be measured in two ways.
+
+    A proxy in front of us that measures it in the other one would take a part
+    of the body for a request, or the reverse.
+    """
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """As h11's. Raises also for two kinds of length, and for chunks without HTTP/1.1."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version != b"1.1"):
+                raise h11.RemoteProtocolError("the request's body could be measured in two ways")
+        return event
+
+
 class _Http1(H11Protocol):
     """hypercorn's protocol, which stays with HTTP/1.1 and says what is wrong with a request.
 
@@ -100,6 +117,7 @@ class _Http1(H11Protocol):
             plain.send,
         )
         self._stream = stream
+        self.connection = _Strict(h11.SERVER, self.config.h11_max_incomplete_size)
         self.can_read = _Turn(stream, self.connection)  # type: ignore[assignment] # of the methods used
         self.heads = 0
 

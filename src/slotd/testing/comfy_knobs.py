@@ -22,9 +22,11 @@ class ComfyKnobs:
     ``start_delay_s``: before its port opens. ``refuse_start``: end with code 1
     instead. ``memory_mb``: so much is filled before the port opens. ``step_s``: time of
     each node, and of each step of a sampler. ``hold``: begin with no further
-    step until this is cleared; an interrupt is heeded meanwhile.
+    step until this is cleared; an interrupt is heeded meanwhile. ``lose_interrupts``:
+    so many are forgotten, as ComfyUI does while it begins with a prompt.
 
-    ``node_error``: nodes of this class raise. ``crash_at``: the process ends at the
+    ``checkpoints``: the files that there are. ``node_error``: nodes of this class
+    raise ``node_exception``. ``crash_at``: the process ends at the
     first node of this class; with ``crash_once``, a file's path, only while that
     file is missing. ``drop_websocket_after``: websockets are cut after so
     many messages. ``refuse_websocket``: none is accepted. ``no_pictures``: nodes that
@@ -38,7 +40,10 @@ class ComfyKnobs:
     memory_mb: int = 0
     step_s: float = 0.0
     hold: bool = False
+    lose_interrupts: int = 0
+    checkpoints: tuple[str, ...] = ("sd_xl_base_1.0.safetensors",)
     node_error: str = ""
+    node_exception: str = "RuntimeError: a node that fails, as told"
     crash_at: str = ""
     crash_once: str = ""
     drop_websocket_after: int | None = None
@@ -85,20 +90,20 @@ def fake_comfyui_slot(
     *,
     workflows: Mapping[str, str] | None = None,
     edit_workflows: Mapping[str, str] | None = None,
-    queue_timeout_s: float | None = None,
+    options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """The table of a slot that runs the fake ComfyUI; ``settings`` are its config keys.
 
-    With ``url`` among them it uses a running one. Paths of workflows are as in the config.
+    With ``url`` among them it uses a running one. Paths of workflows are as in the config;
+    ``options`` are the engine's others.
     """
-    options: dict[str, Any] = {
+    all_options = {
         "workflows": dict(workflows or {}),
         "edit_workflows": dict(edit_workflows or {}),
+        **(options or {}),
     }
-    if queue_timeout_s is not None:
-        options["queue_timeout_s"] = queue_timeout_s
-    slot: dict[str, Any] = {"type": "image", "engine": "comfyui", "options": options, **settings}
+    slot: dict[str, Any] = {"type": "image", "engine": "comfyui", "options": all_options, **settings}
     if "url" not in settings:
         slot = {"command": comfy_command(knobs), "stop_timeout_s": 2, **slot}
     return slot

@@ -57,7 +57,7 @@ class Queue:
         self.pending: list[Item] = []
         self.running: Item | None = None
         self.history: dict[str, dict[str, Any]] = {}
-        self.counts = dict.fromkeys(("started", "finished", "failed", "interrupted", "deleted"), 0)
+        self.counts = dict.fromkeys(("started", "finished", "failed", "interrupted", "deleted", "nodes"), 0)
         self.interrupted = False
         self.forgotten = False
         self.changed = trio.Event()
@@ -100,6 +100,11 @@ class Worker:
         self._knobs = knobs
         self._say_to = say
         self._cached: dict[str, str] = {}
+        self._put_out_before: dict[str, dict[str, Any]] = {}
+        self.client_id: str | None = None
+        """Whose prompt runs, or ran last."""
+        self.node: str | None = None
+        """The node that runs."""
         self.files: dict[tuple[str, str, str], bytes] = {}
         """Pictures by type, subfolder and name."""
 
@@ -109,12 +114,14 @@ class Worker:
             while not queue.pending:
                 await queue.changed.wait()
             item = queue.running = queue.pending.pop(0)
+            self.client_id = item.client_id
+            self._say_to("", "status", self.status())
             queue.interrupted = False
             outputs: dict[str, Any] = {}
             try:
                 await self._execute(item, outputs)
             except _Forgotten:
-                queue.running, queue.forgotten = None, False
+                queue.running, queue.forgotten, self.node = None, False, None
                 continue
             except _Interrupted:
                 queue.counts["interrupted"] += 1
@@ -135,8 +142,9 @@ class Worker:
                 },
                 "meta": {},
             }
-            self._say(item, "executing", {"node": None})
+            self.node = None
             self._say_to("", "status", self.status())
+            self._say(item, "executing", {"node": None})
 
     def status(self) -> dict[str, Any]:
         left = len(self._queue.pending) + (self._queue.running is not None)
@@ -148,12 +156,16 @@ class Worker:
         graph = item.graph
         order = in_order(graph, item.outputs)
         self._note(item, "execution_start", {})
-        known = [id for id in order if self._cached.get(id) == repr(graph[id]) and id not in item.outputs]
+        known = self._known(graph, order)
         self._note(item, "execution_cached", {"nodes": known})
-        done = list(known)
+        done: list[str] = []
         for id in order:
             if id in known:
+                if id in item.outputs:
+                    outputs[id] = self._put_out_before[id]
+                    self._say(item, "executed", {"node": id, "display_node": id, "output": outputs[id]})
                 continue
+            self.node = id
             kind = graph[id]["class_type"]
             self._progress_state(item, id, 0, 1)
             self._say(item, "executing", {"node": id, "display_node": id})
@@ -165,15 +177,22 @@ class Worker:
                 self._note(item, "execution_interrupted", where)
                 raise
             if kind == self._knobs().node_error:
-                text = "a node that fails, as told\n"
-                facts = {"exception_message": text, "exception_type": "RuntimeError", "traceback": []}
-                self._note(item, "execution_error", {**where, **facts, "current_inputs": {}})
+                exception, _, text = self._knobs().node_exception.partition(": ")
+                facts = {"exception_message": f"{text}\n", "exception_type": exception, "traceback": []}
+                rest = {"current_inputs": {}, "current_outputs": known + done}
+                self._note(item, "execution_error", {**where, **facts, **rest})
                 raise _NodeFailed
             if id in item.outputs:
-                outputs[id] = self._put_out(graph, id)
+                outputs[id] = self._put_out_before[id] = self._put_out(graph, id)
                 self._say(item, "executed", {"node": id, "display_node": id, "output": outputs[id]})
-            self._cached[id] = repr(graph[id])
+            self._queue.counts["nodes"] += 1
             done.append(id)
+            # What follows from it is stale, also if the rest of this prompt fails.
+            self._cached[id] = repr([graph[i] for i in in_order(graph, [id])])
+
+    def _known(self, graph: Graph, order: list[str]) -> list[str]:
+        """The nodes that need not be worked on again: they and all that they need are as they were."""
+        return [id for id in order if self._cached.get(id) == repr([graph[i] for i in in_order(graph, [id])])]
 
     async def _work(self, item: Item, id: str) -> None:
         steps = steps_of(item.graph[id])
@@ -240,4 +259,5 @@ class Worker:
 
     def _progress_state(self, item: Item, id: str, value: int, most: int) -> None:
         node = {"value": value, "max": most, "state": "running", "node_id": id, "prompt_id": item.id}
+        node |= {"display_node_id": id, "parent_node_id": None, "real_node_id": id}
         self._say(item, "progress_state", {"nodes": {id: node}})

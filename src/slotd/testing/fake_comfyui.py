@@ -7,7 +7,7 @@ the graph they were made from, as ComfyUI's do. Beside the API:
 
 | path | |
 |---|---|
-| ``GET /fake/stats`` | pid, prompts active (running, pending) and ended, websockets, uploads |
+| ``GET /fake/stats`` | pid, prompts active (running, pending) and ended, nodes worked on, websockets, ... |
 | ``POST /fake/knobs`` | turn some (a JSON object); answers with all |
 | ``POST /fake/forget`` | lose the queue, with what runs, and the history |
 | ``POST /fake/crash`` | die at once |
@@ -81,7 +81,7 @@ class FakeComfyUI:
         self.worker = Worker(self.queue, lambda: self.knobs, self.say)
         self._listeners: dict[str, trio.MemorySendChannel[str]] = {}
         self._number = 0.0
-        self._uploads = 0
+        self._uploads = self._interrupts = 0
         self._hoard: list[bytearray] = []
 
     # --- life -----------------------------------------------------------------------
@@ -147,6 +147,8 @@ class FakeComfyUI:
         self._listeners[sid] = send
         hello = {"type": "status", "data": {**self.worker.status(), "sid": sid}}
         send.send_nowait(_encode(hello).decode())
+        if sid == self.worker.client_id and self.worker.node is not None:
+            self.say(sid, "executing", {"node": self.worker.node})
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_closed, stream, nursery.cancel_scope)
@@ -219,7 +221,7 @@ class FakeComfyUI:
             await _json(reply, {"error": error, "node_errors": {}}, 400)
             return
         try:
-            outputs = check(body["prompt"], self._exists)
+            outputs, left_out = check(body["prompt"], self._exists, self.knobs.checkpoints)
         except Invalid as invalid:
             await _json(reply, {"error": invalid.error, "node_errors": invalid.node_errors}, 400)
             return
@@ -227,7 +229,8 @@ class FakeComfyUI:
         number = -self._number if body.get("front") else self._number
         id = str(body.get("prompt_id") or uuid.uuid4())
         self.queue.put(Item(number, id, body["prompt"], str(body.get("client_id", "")), outputs))
-        await _json(reply, {"prompt_id": id, "number": number, "node_errors": {}})
+        self.say("", "status", self.worker.status())
+        await _json(reply, {"prompt_id": id, "number": number, "node_errors": left_out})
 
     def _exists(self, annotated: str) -> bool:
         try:
@@ -243,10 +246,13 @@ class FakeComfyUI:
 
     async def _delete(self, request: Request, reply: Reply) -> None:
         self.queue.delete(_object(request).get("delete", []))
+        self.say("", "status", self.worker.status())
         await reply.send(200, "application/octet-stream", b"")
 
     async def _interrupt(self, request: Request, reply: Reply) -> None:
-        self.queue.interrupt(_object(request).get("prompt_id") if request.body else None)
+        self._interrupts += 1
+        if self._interrupts > self.knobs.lose_interrupts:
+            self.queue.interrupt(_object(request).get("prompt_id") if request.body else None)
         await reply.send(200, "application/octet-stream", b"")
 
     async def _history(self, request: Request, reply: Reply) -> None:
@@ -258,7 +264,8 @@ class FakeComfyUI:
         query = {name: values[0] for name, values in parse_qs(request.query).items()}
         name, subfolder = query.get("filename", ""), query.get("subfolder", "")
         if not name or name.startswith("/") or ".." in name or ".." in subfolder:
-            await reply.send(400, "application/octet-stream", b"")
+            status = 403 if ".." in subfolder else 400
+            await reply.send(status, "application/octet-stream", b"")
             return
         data = self.worker.files.get((query.get("type", "output"), subfolder, name))
         if data is None:
@@ -289,6 +296,7 @@ class FakeComfyUI:
             **self.queue.counts,
             "websockets": len(self._listeners),
             "uploads": self._uploads,
+            "interrupts": self._interrupts,
         }
         await _json(reply, document)
 

@@ -16,11 +16,22 @@ import pytest
 if TYPE_CHECKING:
     from slotd.testing.harness import Harness
 
-__all__ = ["slotd_harness"]
+__all__ = ["slotd_harness", "slotd_server"]
 
 
 @pytest.fixture
-def slotd_harness(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Harness]]:
+def slotd_server() -> Mapping[str, Any]:
+    """Keys of ``[server]`` for every slotd of a test; a test's own come before them.
+
+    Override it, or parametrise it, to run tests on slotds of other settings.
+    """
+    return {}
+
+
+@pytest.fixture
+def slotd_harness(
+    tmp_path: Path, slotd_server: Mapping[str, Any]
+) -> Callable[..., AbstractAsyncContextManager[Harness]]:
     """Starts slotd in this process: ``async with slotd_harness({"chat": fake_slot()}) as slotd: ...``.
 
     Takes the slots' tables, and ``server`` and ``more`` as
@@ -35,6 +46,8 @@ def slotd_harness(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[H
         more: str = "",
         env: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[Harness]:
-        return run_harness(config_text(slots, server=server, more=more), tmp_path, env)
+        return run_harness(
+            config_text(slots, server={**slotd_server, **(server or {})}, more=more), tmp_path, env
+        )
 
     return start

@@ -24,7 +24,7 @@ class SocketOut:
     length of its own goes out in chunks.
     """
 
-    __slots__ = ("_chunked", "_client", "_close", "_head", "_write_timeout_s")
+    __slots__ = ("_begun", "_chunked", "_client", "_close", "_head", "_write_timeout_s")
 
     def __init__(self, client: ClientSocket, write_timeout_s: float, *, close: bool) -> None:
         self._client = client
@@ -32,6 +32,12 @@ class SocketOut:
         self._close = close
         self._head = b""
         self._chunked = False
+        self._begun = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the answer has been given a status, sent or not."""
+        return self._begun
 
     @property
     def closes(self) -> bool:
@@ -40,6 +46,7 @@ class SocketOut:
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`. It goes out with what comes next."""
+        self._begun = True
         lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status]
         measured = status in _BODILESS
         for name, value in headers:

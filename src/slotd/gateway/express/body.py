@@ -6,7 +6,8 @@ import re
 
 __all__ = ["BadChunk", "ChunkedBody"]
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n\0]*)?", re.ASCII)
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n\0]*)?")
+_TRAILER = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?")
 LINE_MAX = 1024
 """The longest line that tells a chunk's size; bytes."""
 TRAILERS_MAX = 8192
@@ -21,15 +22,20 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self.done = False
-        self.size = 0
-        self._pieces: list[bytes] = []
+        self._body = bytearray()  # not a list: an object for each tiny chunk would take many times its size
         self._unread = bytearray()
         self._left = 0  # of the present chunk, its line end included
         self._trailers = -1  # bytes of them so far, once they have begun
 
     @property
+    def size(self) -> int:
+        """How much of the body has come; bytes."""
+        return len(self._body)
+
+    @property
     def body(self) -> bytes:
-        return b"".join(self._pieces)
+        """What has come of the body; all of it when :attr:`done`."""
+        return bytes(self._body)
 
     @property
     def rest(self) -> bytes:
@@ -64,14 +70,11 @@ class ChunkedBody:
     def _data(self) -> bool:
         content = self._left - 2
         if content > 0:
-            piece = bytes(self._unread[:content])
-            if not piece:
-                return False
+            piece = self._unread[:content]
+            self._body += piece
             del self._unread[: len(piece)]
-            self._pieces.append(piece)
-            self.size += len(piece)
             self._left -= len(piece)
-            return True
+            return bool(piece)
         if len(self._unread) < 2:
             return False
         if self._unread[:2] != b"\r\n":
@@ -84,6 +87,8 @@ class ChunkedBody:
         line = self._line(TRAILERS_MAX - self._trailers)
         if line is None:
             return False
+        if not _TRAILER.fullmatch(line):
+            raise BadChunk("what follows the last chunk must be headers")
         self._trailers += len(line) + 2
         self.done = not line
         return True
@@ -91,7 +96,7 @@ class ChunkedBody:
     def _line(self, most: int) -> bytes | None:
         end = self._unread.find(b"\n", 0, most + 2)
         if end < 0:
-            if len(self._unread) > most:
+            if len(self._unread) > most + 1:
                 raise BadChunk("a line between chunks is too long")
             return None
         line = bytes(self._unread[: end + 1])

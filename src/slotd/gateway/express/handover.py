@@ -36,4 +36,5 @@ class HandedOver(trio.abc.HalfCloseableStream):
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
+        self._first = b""  # whoever reads from now on is told that it is closed
         await self._stream.aclose()

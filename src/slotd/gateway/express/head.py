@@ -1,12 +1,14 @@
 """Reading the head of a request: is it one for this lane, and what does it say? Pure.
 
-The grammar is llhttp's (through httptools), strict. What it does not accept,
-or could be read in two ways, is not for this lane: the other one refuses it,
-in its own words. One thing is refused here: a body whose length is told twice.
+The grammar is llhttp's (through httptools), strict, and where that is lenient
+(spaces in the request line, protocols that are like HTTP) ours on top. What
+is not accepted, or could be read in two ways, is not for this lane: the other
+one refuses it, in its own words.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import httptools
@@ -19,15 +21,13 @@ CHUNKED = -1
 """In the place of a body's length: it comes in chunks."""
 
 _METHOD = b"POST "
+_CR = 0x0D
+_CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _BY_TARGET = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
 
 class NotPlain(Exception):
-    """Not for this lane. ``smuggled``: it is nobody's, since it tells two lengths."""
-
-    def __init__(self, *, smuggled: bool = False) -> None:
-        super().__init__()
-        self.smuggled = smuggled
+    """Not for this lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,15 @@ class RequestHead:
 
 
 def could_be_plain(data: bytes | bytearray) -> bool:
-    """Whether what has come so far may become a request for this lane."""
-    return data.startswith(_METHOD) if len(data) >= len(_METHOD) else _METHOD.startswith(bytes(data))
+    """Whether what has come so far may become a request for this lane.
+
+    Not if its first line ends without a CR: a head of such lines would be waited
+    for in vain, since no CR LF CR LF will end it.
+    """
+    if len(data) < len(_METHOD):
+        return _METHOD.startswith(bytes(data))
+    end = data.find(b"\n")
+    return data.startswith(_METHOD) and (end < 0 or data[end - 1] == _CR)
 
 
 def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
@@ -61,10 +68,12 @@ def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
         raise NotPlain from exc
     target, _, query = reader.url.partition(b"?")
     endpoint = _BY_TARGET.get(target)
-    if endpoint is None or not reader.complete or parser.get_http_version() != "1.1":
+    # llhttp takes several spaces for one, and RTSP for HTTP.
+    exact = data.startswith(b"%b%b HTTP/1.1\r\n" % (_METHOD, reader.url))
+    if endpoint is None or not (reader.complete and exact):
         raise NotPlain
     lengths = hosts = 0
-    length, expects = 0, False
+    length, keep_alive, expects = 0, True, False
     for name, value in reader.headers:
         match name:
             case b"content-length":
@@ -77,6 +86,9 @@ def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
                     raise NotPlain
                 lengths += 1
                 length = CHUNKED
+            case b"connection":
+                # Not llhttp's answer: it forgets, at the end of a request without a body.
+                keep_alive = keep_alive and not _CLOSE.search(value)
             case b"expect":
                 if value.lower() != b"100-continue":
                     raise NotPlain
@@ -90,11 +102,9 @@ def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
                     raise NotPlain
             case _:
                 pass
-    if lengths > 1:
-        raise NotPlain(smuggled=True)
-    if hosts != 1:
+    if lengths > 1 or hosts != 1:
         raise NotPlain
-    return RequestHead(endpoint, query, reader.headers, length, parser.should_keep_alive(), expects)
+    return RequestHead(endpoint, query, reader.headers, length, keep_alive, expects)
 
 
 class _Reader:
@@ -111,7 +121,7 @@ class _Reader:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # llhttp takes off one space of several
 
     def on_headers_complete(self) -> None:
         self.complete = True

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from slotd.actor import Snapshot
-from slotd.errors import SlotdError
+from slotd.errors import ServerStopping, SlotdError
 from slotd.exchange.inbound import Carrier, ClientGone
 from slotd.exchange.render import Dialect, error_response
 from slotd.gateway.express.answer import SocketOut
@@ -36,6 +36,9 @@ KEEP_ALIVE_S = 75.0
 
 LOOK_S = 0.1
 """How often heads are looked for that are overdue."""
+
+LAST_HEAD_S = 0.5
+"""How long, once slotd stops, the head of a request that has begun to arrive may still take."""
 
 LINGER_S, LINGER_BYTES = 1.0, 1 << 20
 """How long, and of how much, what a client still sends is read after an answer that ends its connection."""
@@ -81,10 +84,16 @@ class Lane:
                         client.give_up()
 
     def stop(self) -> None:
-        """Connections end with the answers that are under way, and those between two requests now."""
+        """Connections end with the answers that are under way, and those between two requests now.
+
+        A head that has begun may come to an end, within :data:`LAST_HEAD_S`.
+        """
         self._stopping = True
+        soon = trio.current_time() + LAST_HEAD_S
         for client in tuple(self._reading):
-            if not client.received:
+            if client.received:
+                client.read_by = min(client.read_by, soon)
+            else:
                 client.close()
 
     async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
@@ -93,16 +102,11 @@ class Lane:
         while True:
             try:
                 head = await self._read_head(client, fresh=fresh)
-            except NotPlain as odd:
-                if odd.smuggled:
-                    error = InvalidHttp("the request tells the length of its body twice")
-                    return await self._refuse(client, error, "openai")
+            except NotPlain:
                 return await hand_over(client)
             except _Ended:
                 if client.overdue and client.received:
-                    limit_s = self._settings.value.config.server.head_timeout_s
-                    words = f"did not come to an end within server.head_timeout_s = {limit_s:g}"
-                    await self._refuse(client, HeadTimeout(f"the request's head {words}"), "openai")
+                    await self._refuse(client, self._too_late(), "openai")
                 return None
             if not await self._one(client, head) or self._stopping:
                 return None
@@ -139,6 +143,14 @@ class Lane:
         del received[: end + len(_END)]
         return head
 
+    def _too_late(self) -> SlotdError:
+        """What is wrong with a head that was not here in time."""
+        if self._stopping:
+            return ServerStopping("slotd is shutting down and waits no longer for this request")
+        limit_s = self._settings.value.config.server.head_timeout_s
+        words = f"did not come to an end within server.head_timeout_s = {limit_s:g}"
+        return HeadTimeout(f"the request's head {words}")
+
     async def _more(self, client: ClientSocket) -> None:
         try:
             here = await client.receive()
@@ -160,7 +172,10 @@ class Lane:
         else:
             read = self._read_length
         if head.expects_continue and not client.received:
-            await client.send(b"HTTP/1.1 100 Continue\r\n\r\n", server.write_timeout_s)
+            try:
+                await client.send(b"HTTP/1.1 100 Continue\r\n\r\n", server.write_timeout_s)
+            except (OSError, trio.ClosedResourceError, trio.TooSlowError) as exc:
+                raise _Ended from exc
         patience_s = server.idle_timeout_s or float("inf")
         with trio.move_on_after(patience_s):
             return await self._uploads.receive(partial(read, client, head, limit))
@@ -213,6 +228,9 @@ class Lane:
             return False  # half an answer: the connection ends, and so it is told
         except Exception:
             log.exception("a request met a bug", request=inbound.id, path=inbound.path)
+            if not out.begun:
+                failed = SlotdError("slotd itself failed at this request; its log says why")
+                await self._refuse(client, failed, dialect)
             return False
         finally:
             await self._hangups.end(guest)
