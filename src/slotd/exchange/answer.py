@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from slotd.errors import SlotdError
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.inbound import Headers, Outbound
@@ -32,6 +34,7 @@ class Answer:
 
     def __init__(self, out: Outbound, record: RequestRecord, dialect: Dialect) -> None:
         self._out = out
+        self._put: Callable[[bytes], Awaitable[None] | None] = getattr(out, "put", out.send)
         self.dialect = dialect
         self._length: int | None = None
         self.record = record
@@ -74,7 +77,22 @@ class Answer:
 
     async def send(self, data: bytes) -> None:
         """Bytes of the answer; of a stream, whole frames."""
-        await self._out.send(data)
+        if (rest := self.put(data)) is not None:
+            await rest
+
+    def put(self, data: bytes) -> Awaitable[None] | None:
+        """:meth:`send`, done already where the client takes all of it at once (None); else to be awaited."""
+        rest = self._put(data)
+        if rest is not None:
+            return self._sent(rest, data)
+        self._count(data)
+        return None
+
+    async def _sent(self, rest: Awaitable[None], data: bytes) -> None:
+        await rest
+        self._count(data)
+
+    def _count(self, data: bytes) -> None:
         self.usage.feed(data)
         self.record.bytes_out += len(data)
 

@@ -56,7 +56,9 @@ class ClientGone(Exception):
 class Outbound(Protocol):
     """Where the answer goes: the adapter of a web framework.
 
-    A client that leaves cancels the task that runs the exchange.
+    A client that leaves cancels the task that runs the exchange. One that often
+    need not wait may have a ``put(data)`` besides: :meth:`send` that has been
+    done when it returns None, and else has to be awaited, at once.
     """
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:

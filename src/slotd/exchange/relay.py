@@ -17,10 +17,11 @@ async def relay_bytes(response: Response, answer: Answer, watch: Watch) -> None:
     The head goes out with the first of it: until then nothing has been said.
     """
     while data := await response.receive_some():
-        watch.pause()
         if not answer.begun:
             await answer.begin(response.status, for_client(response.headers))
-        await answer.send(data)
+        if (rest := answer.put(data)) is not None:
+            watch.pause()
+            await rest
         watch.progressed()
     if not answer.begun:
         await answer.begin(response.status, for_client(response.headers))
@@ -37,10 +38,11 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
     gate, usage = answer.gate, answer.usage
 
     async def send(ready: bytes) -> None:
-        watch.pause()
         if not answer.begun:
             await answer.begin(response.status, for_client(response.headers))
-        await answer.send(ready)
+        if (rest := answer.put(ready)) is not None:
+            watch.pause()
+            await rest
         if tells_error(ready):
             answer.record.error = "engine.error"
 

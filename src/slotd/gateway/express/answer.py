@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -67,26 +68,38 @@ class SocketOut:
 
     async def send(self, data: bytes) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`."""
+        if (rest := self.put(data)) is not None:
+            await rest
+
+    def put(self, data: bytes) -> Awaitable[None] | None:
+        """See :class:`~slotd.exchange.inbound.Outbound`: mostly the kernel takes all of it at once."""
         if not data:
-            return
+            return None
         head, self._head = self._head, b""
         if self._chunked:
             data = b"%s%x\r\n%s\r\n" % (head, len(data), data)
         elif head:
             data = head + data
-        await self._put(data)
+        return self._send(data)
 
     async def finish(self) -> None:
         """The answer is complete."""
         last, self._head = self._head, b""
         if self._chunked:
             last += b"0\r\n\r\n"
-        if last:
-            await self._put(last)
+        if last and (rest := self._send(last)) is not None:
+            await rest
 
-    async def _put(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> Awaitable[None] | None:
         try:
-            await self._client.send(data, self._write_timeout_s)
+            rest = self._client.put(data, self._write_timeout_s)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise ClientGone("the connection has ended") from exc
+        return None if rest is None else self._rest(rest)
+
+    async def _rest(self, rest: Awaitable[None]) -> None:
+        try:
+            await rest
         except trio.TooSlowError as exc:
             raise ClientGone(f"nothing was read for {self._write_timeout_s:g} s") from exc
         except (OSError, trio.ClosedResourceError) as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable
 from contextlib import suppress
 
 import trio
@@ -64,16 +65,23 @@ class ClientSocket(trio.abc.AsyncResource):
         """
         while self._drained is not None:
             await self._drained.wait()
+        if (rest := self.put(data, patience_s)) is not None:
+            await rest
+
+    def put(self, data: bytes, patience_s: float) -> Awaitable[None] | None:
+        """:meth:`send`, done when this returns None; else what is given back has to be awaited, at once."""
+        if self._drained is not None:
+            return self.send(data, patience_s)
         if not self._unsent:
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:
                 sent = 0
             if sent == len(data):
-                return
+                return None
             data = data[sent:]
         self._unsent += data
-        await self._drain(patience_s)
+        return self._drain(patience_s)
 
     async def _drain(self, patience_s: float) -> None:
         drained = self._drained = trio.Event()
