@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from slotd.capability.choice import choose
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
 from slotd.dispatch.entries import BindingEntry, DispatchLimits, SlotEntry, UpstreamEntry
+from slotd.dispatch.globs import GlobIndex
 from slotd.dispatch.route import Rule, SlotTarget, Target, UpstreamTarget
 
 __all__ = ["RouteTable", "compile_table"]
@@ -45,7 +44,7 @@ class RouteTable:
     bindings: tuple[Rule, ...]
     unnamed: Mapping[str, Rule]
     unbound: Mapping[str, Rule]
-    _patterns: tuple[re.Pattern[str], ...] = field(repr=False)
+    _globs: GlobIndex = field(repr=False)
 
     def rows(self) -> list[Rule]:
         """Every rule, in the order in which they are tried."""
@@ -73,9 +72,7 @@ class RouteTable:
 
     def bound(self, name: str) -> Iterable[Rule]:
         """The bindings that match the name, in declared order."""
-        for pattern, rule in zip(self._patterns, self.bindings, strict=True):
-            if pattern.match(name):
-                yield rule
+        return (self.bindings[at] for at in self._globs.matching(name))
 
     def exists(self, target: Target) -> bool:
         known = self.slots if isinstance(target, SlotTarget) else self.upstreams
@@ -86,7 +83,7 @@ class RouteTable:
         yield from (n for n in self.by_slot if not n.startswith("slotd/"))
         yield from self.by_model
         yield from self.by_alias
-        yield from (r.match for r in self.bindings if not any(c in r.match for c in "*?["))
+        yield from self._globs.exact()
 
 
 def compile_table(
@@ -125,7 +122,7 @@ def compile_table(
         bindings=tuple(Rule("binding", b.match, (_target(b),), b.model) for b in bindings),
         unnamed=unnamed,
         unbound=unbound,
-        _patterns=tuple(re.compile(fnmatch.translate(b.match)) for b in bindings),
+        _globs=GlobIndex(b.match for b in bindings),
     )
 
 
