@@ -59,12 +59,14 @@ class SlotdError(Exception):
     """Base of the typed errors.
 
     ``retry_after_s`` is set when trying again later may help; the gateway
-    sends it as ``Retry-After`` (whole seconds, rounded up).
+    sends it as ``Retry-After`` (whole seconds, rounded up). ``terminal``: of a
+    load, that trying again without a change cannot help.
     """
 
     code: ClassVar[str] = "internal.error"
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
+    terminal = False
 
     def __init__(
         self,
@@ -290,10 +292,16 @@ class SlotLoadFailed(SlotdError):
 
 
 class SpawnFailed(SlotdError):
-    """The operating system refused to start the engine's program."""
+    """The engine's program cannot be started: by what is configured, unless not ``terminal``."""
 
     code = "slot.spawn_failed"
     status = 500
+
+    def __init__(
+        self, message: str, *, details: Mapping[str, Any] | None = None, terminal: bool = True
+    ) -> None:
+        super().__init__(message, details=details)
+        self.terminal = terminal
 
 
 class OutputSanityFailed(SlotdError):

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
+from actor_timers import Timers
 
-from slotd.actor import Actor, Mailbox, Reply, Timers
+from slotd.actor import Actor, Mailbox, Reply
 
 
 class Refused(Exception):

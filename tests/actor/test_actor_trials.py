@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import trio
+from actor_timers import Timers
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from slotd.actor import Actor, ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Supervisor, Timers
+from slotd.actor import Actor, ChildCrashed, ChildSpec, Intensity, Mailbox, Reply, Supervisor
 from slotd.errors import ActorGone
 
 TRIALS = 300

@@ -65,6 +65,7 @@ async def test_a_missing_file_names_close_ones(store: ModelStore, tmp_path: Path
     with pytest.raises(ModelFetchFailed, match=r"close names there: weights\.gguf") as caught:
         await store.fetch(ModelRef("m", "file:weight.gguf", base_dir=tmp_path), nothing)
     assert caught.value.reason == "not_found"
+    assert caught.value.terminal
 
 
 async def test_a_folder_is_no_file(store: ModelStore, tmp_path: Path) -> None:

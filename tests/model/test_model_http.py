@@ -186,6 +186,7 @@ async def test_retries_are_bounded(bench: Bench) -> None:
     with pytest.raises(ModelFetchFailed, match="4 attempts") as caught:
         await bench.fetch()
     assert caught.value.reason == "unreachable"
+    assert not caught.value.terminal
     assert len(bench.server.requests) == QUICK.attempts
 
 

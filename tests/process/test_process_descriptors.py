@@ -31,21 +31,23 @@ async def test_a_start_fails_with_advice(
 ) -> None:
     with monkeypatch.context() as patch, trio.fail_after(10):
         patch.setattr(module, name, none_left)
-        with pytest.raises(SpawnFailed, match="ulimit"):
+        with pytest.raises(SpawnFailed, match="ulimit") as caught:
             await launcher.run(
                 plan("wait()"),
                 logs=LogRing(16 * 1024),
                 started=lambda _: None,
                 exited=lambda _: None,
             )
+        assert not caught.value.terminal
 
 
 def test_no_port_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = PortPool(20_990, 20_999)
     with monkeypatch.context() as patch:
         patch.setattr(ports, "can_bind", none_left)
-        with pytest.raises(SpawnFailed):
+        with pytest.raises(SpawnFailed) as caught:
             pool.take()
+        assert not caught.value.terminal
     assert len({pool.take() for _ in range(10)}) == 10
 
 

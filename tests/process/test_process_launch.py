@@ -172,13 +172,14 @@ async def test_spawn_failure_is_typed_and_says_what_to_do(
     def never(_: object) -> None:
         pytest.fail("nothing was started")
 
-    with trio.fail_after(10), pytest.raises(SpawnFailed, match=advice):
+    with trio.fail_after(10), pytest.raises(SpawnFailed, match=advice) as caught:
         await launcher.run(
             LaunchPlan("test", filled, cwd=directory),
             logs=logs.LogRing(64 * 1024),
             started=never,
             exited=never,
         )
+    assert caught.value.terminal
     assert not ports.taken
     assert open_files() == before
 

@@ -52,6 +52,7 @@ class Script:
     spawn_s: float = 0.1
     spawn_yields: bool = False
     spawn_error: str = ""
+    spawn_terminal: bool = False
     plan_error: str = ""
     words: tuple[str, ...] = ()
     opens_s: float = 0.5
@@ -80,6 +81,7 @@ class Pull:
     steps: int = 3
     step_s: float = 1.0
     error: str = ""
+    terminal: bool = False
     stalls: bool = False
     bug: bool = False
 
@@ -220,7 +222,7 @@ class FakeBackend:
             if pull.bug:
                 raise Bug("the store is broken")
             if pull.error:
-                raise SpawnFailed(pull.error)
+                raise SpawnFailed(pull.error, terminal=pull.terminal)
         finally:
             self.pulling -= 1
         self.absent.discard(model)
@@ -281,7 +283,7 @@ class FakeBackend:
         with trio.CancelScope(shield=not script.spawn_yields):
             await trio.sleep(script.spawn_s)
         if script.spawn_error:
-            raise SpawnFailed(script.spawn_error)
+            raise SpawnFailed(script.spawn_error, terminal=script.spawn_terminal)
         engine = FakeEngine(script, plan.argv[1], len(self.engines), logs)
         self.engines.append(engine)
         self.running.add(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -133,6 +134,31 @@ async def test_after_a_failed_load_the_next_request_tries_again(autojump_clock: 
     await in_house(test, FakeBackend(Script(spawn_error="no memory")))
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        lambda: FakeBackend(Script(spawn_error="slot 'chat': no such program", spawn_terminal=True)),
+        lambda: FakeBackend(pulls=(Pull(error="no such file", terminal=True),), absent=("m",)),
+    ],
+)
+async def test_what_only_a_change_can_mend_is_told_at_once_and_not_to_be_retried(
+    autojump_clock: MockClock, backend: Callable[[], FakeBackend]
+) -> None:
+    async def test(house: House) -> None:
+        first = await house.use("r1")
+        tried = len(house.backend.planned)
+        again = await house.use("r2")
+        for error in (first, again):
+            assert isinstance(error, SpawnFailed | SlotLoadFailed)
+            assert error.retry_after_s is None
+            assert "slot 'chat' could not be loaded: no such" in error.message
+        assert len(house.backend.planned) == tried, "refused without another try"
+        await trio.sleep(6)
+        assert isinstance(await house.use("r3"), Lease), "somebody may have mended it"
+
+    await in_house(test, backend())
+
+
 async def test_a_stranger_on_the_port_means_another_port(autojump_clock: MockClock) -> None:
     async def test(house: House) -> None:
         lease = await house.use("r")
@@ -158,9 +184,16 @@ async def test_who_does_not_wait_is_told_so_and_the_load_outlives_the_request(
     autojump_clock: MockClock,
 ) -> None:
     async def test(house: House) -> None:
-        assert isinstance(await house.use("r1", wait=False), SlotLoading)
+        refusals = [await house.use(f"r{n}", wait=False) for n in (1, 2)]
+        for refusal, words in zip(
+            refusals, ("its load has begun", "is starting; its load goes on"), strict=True
+        ):
+            assert isinstance(refusal, SlotLoading)
+            assert words in refusal.message
+            assert "come back in about" in refusal.message
         await house.wait_state(S.READY)
-        assert isinstance(await house.use("r2", wait=False), Lease)
+        lease = await house.use("r3", wait=False)
+        assert isinstance(lease, Lease)
 
     await in_house(test)
 

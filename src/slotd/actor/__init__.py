@@ -1,4 +1,4 @@
-"""The actor kit: mailbox, reply, timers, snapshots, supervisor.
+"""The actor kit: mailbox, reply, snapshots, supervisor.
 
 It knows nothing of slots, models or HTTP.
 """
@@ -14,7 +14,6 @@ from slotd.actor.supervisor import (
     RestartIntensityExceeded,
     Supervisor,
 )
-from slotd.actor.timers import Timers
 
 __all__ = [
     "Actor",
@@ -26,5 +25,4 @@ __all__ = [
     "RestartIntensityExceeded",
     "Snapshot",
     "Supervisor",
-    "Timers",
 ]

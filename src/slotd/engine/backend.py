@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from slotd.arbiter.tenant import Need
 from slotd.config import SlotConfig
-from slotd.engine import comfyui, command, llama_cpp
+from slotd.engine import command, llama_cpp
 from slotd.engine.attach import AttachLauncher
 from slotd.engine.need import Headers, need_for
 from slotd.engine.probe import await_ready
@@ -76,7 +76,9 @@ class EngineBackend:
         if ref is not None:
             path = self._store.present(ref)
             if path is None:
-                raise SpawnFailed(f"the file of model {model!r} is gone; load the slot again to fetch it")
+                raise SpawnFailed(
+                    f"the file of model {model!r} is gone; load the slot again to fetch it", terminal=False
+                )
         return self._make_plan(model, path)
 
     def need(self, model: str) -> Need:
@@ -181,6 +183,9 @@ def make_backend(
                 resolve,
             )
         case "comfyui":
+            # Here, not above: a start without such a slot need not wait for its adapters.
+            from slotd.engine import comfyui
+
             offered = comfyui.read_workflows(slot, resolve)
 
             def comfy_plan(model: str, path: Path | None) -> LaunchPlan:

@@ -11,6 +11,19 @@ from slotd.errors import SlotLoadFailed
 
 __all__ = ["ModelFetchFailed", "disk_trouble"]
 
+_TERMINAL = frozenset(
+    {
+        "bad_source",
+        "not_found",
+        "insecure",
+        "sha256_mismatch",
+        "not_a_model",
+        "member_missing",
+        "tool_missing",
+    }
+)
+"""Reasons that stay until a person changes something. A network, a disk or a login may come back."""
+
 
 class ModelFetchFailed(SlotLoadFailed):
     """The model's file cannot be had. The message says why and what to do.
@@ -25,6 +38,7 @@ class ModelFetchFailed(SlotLoadFailed):
     def __init__(self, message: str, *, reason: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message, details={"reason": reason, **(details or {})})
         self.reason = reason
+        self.terminal = reason in _TERMINAL
 
     def again(self) -> ModelFetchFailed:
         """An equal error. Each asker raises one of its own, so that tracebacks do not mix."""

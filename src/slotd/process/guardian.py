@@ -87,7 +87,8 @@ class Guardian:
         except OSError as error:
             raise SpawnFailed(
                 f"cannot start the guardian process ({error}); without it engines would outlive a killed "
-                f"slotd. Check the limits on processes and open files (ulimit -u, ulimit -n)."
+                f"slotd. Check the limits on processes and open files (ulimit -u, ulimit -n).",
+                terminal=False,
             ) from error
         task_status.started()
         pause_s = RESTART_FIRST_S

@@ -267,6 +267,7 @@ def _peek_status(pidfd: int) -> ExitStatus:
 
 def _explain(slot: str, program: str, cwd: str | None, error: OSError | ValueError) -> SpawnFailed:
     number = error.errno if isinstance(error, OSError) else None
+    short = number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
     at_cwd = cwd is not None and isinstance(error, OSError) and error.filename == cwd
     if at_cwd:
         advice = f"cannot use the working directory {cwd!r} ({error}); create it or correct `cwd`"
@@ -276,7 +277,7 @@ def _explain(slot: str, program: str, cwd: str | None, error: OSError | ValueErr
         advice = f"program {program!r} may not be executed; check chmod +x and the mount (noexec)"
     elif number == errno.ENOEXEC:
         advice = f"program {program!r} does not run on this machine; check its architecture or its #! line"
-    elif number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+    elif short:
         advice = f"the system is out of processes, files or memory ({error}); check ulimit -u and -n"
     elif number == errno.E2BIG:
         advice = "the command line and environment are too long; shorten them or use a file"
@@ -289,4 +290,5 @@ def _explain(slot: str, program: str, cwd: str | None, error: OSError | ValueErr
             "program": program,
             "errno": None if number is None else errno.errorcode.get(number),
         },
+        terminal=not short,
     )

@@ -54,7 +54,9 @@ class PortPool:
                     free = can_bind(self._host, port, reuse=reuse)
                 except OSError as error:
                     self._free.append(port)
-                    raise SpawnFailed(f"cannot look for a free port ({error}); check ulimit -n") from error
+                    raise SpawnFailed(
+                        f"cannot look for a free port ({error}); check ulimit -n", terminal=False
+                    ) from error
                 if free:
                     self._taken.add(port)
                     return port
@@ -64,6 +66,7 @@ class PortPool:
             f"no free port from {first} to {last}: {len(self._taken)} held by engines, "
             f"{len(self._free)} by other programs; widen the port range in the configuration",
             details={"first": first, "last": last, "held": len(self._taken)},
+            terminal=False,
         )
 
     def give_back(self, port: int) -> None:

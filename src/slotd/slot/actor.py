@@ -470,6 +470,7 @@ class SlotActor(Actor[ev.Message | Configure]):
             try:
                 await self._backend.fetch(model, progress)
             except SlotdError as error:
-                self.mailbox.post(ev.PullFailed(generation, Fault("pull_failed", error.message)))
+                fault = Fault("pull_failed", error.message, terminal=error.terminal)
+                self.mailbox.post(ev.PullFailed(generation, fault))
             else:
                 self.mailbox.post(ev.Pulled(generation))

@@ -109,7 +109,7 @@ class Generation:
                 return
         except SlotdError as error:
             reason = "spawn_failed" if error.code == "slot.spawn_failed" else "plan_invalid"
-            self._post(ev.LaunchFailed(self.number, Fault(reason, error.message)))
+            self._post(ev.LaunchFailed(self.number, Fault(reason, error.message, terminal=error.terminal)))
             return
         finally:
             self.lose(Fault("exited", "the engine has ended"))

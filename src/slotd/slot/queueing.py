@@ -7,6 +7,7 @@ for longer than ``max_wait_s``. What these functions change is made good by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from slotd.errors import (
@@ -53,7 +54,8 @@ def fault_error(slot: str, fault: Fault) -> SlotdError:
         kind = SpawnFailed
     elif fault.reason == "output_sanity_failed":
         kind = OutputSanityFailed
-    return kind(f"slot {slot!r} could not be loaded: {fault.message}", details=fault.details())
+    why = fault.message.removeprefix(f"slot {slot!r}: ")
+    return kind(f"slot {slot!r} could not be loaded: {why}", details=fault.details())
 
 
 def can_grant(slot: Slot) -> bool:
@@ -84,16 +86,31 @@ def acquire(t: Turn, event: ev.Acquire) -> None:
         if s.down:
             # Who does not wait comes back: the load must outlive this request.
             t.set(wanted=True)
-        doing = "busy" if s.state in UP else str(s.state)
-        refusal = SlotLoading(
-            f"slot {s.spec.name!r} is {doing}", retry_after_s=max(load_left_s(s, t.now), s.hold_s or 1.0)
-        )
+        refusal = _loading(s, t.now)
     if refusal is not None:
         return t.do(fx.Refuse(event.id, refusal))
     since = t.now if event.since is None else min(event.since, t.now)
     waiter = Waiter(event.id, since, since + s.spec.queue_timeout_s, event.priority)
     t.set(waiting=(*s.waiting, waiter))
     return None
+
+
+def _loading(s: Slot, now: float) -> SlotLoading:
+    """For who does not wait, of a slot that cannot serve at once."""
+    if s.state in UP:
+        doing = "is busy"
+    elif s.down:
+        doing = "is not loaded; its load has begun"
+    elif s.state in LOADING:
+        doing = f"is {s.state}; its load goes on"
+    else:
+        doing = f"is {s.state}"
+    left_s = max(load_left_s(s, now), s.hold_s or 1.0)
+    return SlotLoading(
+        f"slot {s.spec.name!r} {doing}. This request does not wait (X-Slotd-Wait): "
+        f"come back in about {math.ceil(left_s)} s",
+        retry_after_s=left_s,
+    )
 
 
 def _refusal(s: Slot, event: ev.Acquire, now: float) -> SlotdError | None:

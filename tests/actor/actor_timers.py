@@ -1,4 +1,4 @@
-"""Named deadlines on trio's clock, owned by an actor's loop."""
+"""Named deadlines, for the actors of these tests."""
 
 from __future__ import annotations
 
