@@ -166,6 +166,15 @@ async def test_a_client_that_reads_nothing_has_gone() -> None:
     assert world.finished[0].outcome == "client_gone"
 
 
+async def test_who_leaves_at_an_error_has_been_told_it(autojump_clock: MockClock) -> None:
+    """Clients raise as they read the event, and close their connection before the stream has ended."""
+    told = b'event: error\ndata: {"error": {"message": "no"}}\n\n'
+    world = World(Answer(told, 1000.0, kind=SSE))
+    with trio.move_on_after(1):
+        await run(world, Client())
+    assert (world.finished[0].outcome, world.finished[0].error) == ("error", "engine.error")
+
+
 @pytest.mark.parametrize("after", range(8))
 @pytest.mark.parametrize("kind", [JSON, SSE])
 async def test_a_client_that_leaves_at_any_point_leaves_nothing_behind(

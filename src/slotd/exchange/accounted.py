@@ -38,8 +38,12 @@ async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awai
         record.tokens_in, record.tokens_out = answer.usage.read()
         if record.outcome == "live":
             # Cancelled, bare or in a group. Clients hang up once they have
-            # read the end, often before we get to see it ourselves.
-            record.outcome = "ok" if answer.complete else "client_gone"
+            # read the end, or an error in a stream, often before we get to
+            # see it ourselves.
+            if record.error is not None:
+                record.outcome = "error"
+            else:
+                record.outcome = "ok" if answer.complete else "client_gone"
         records.close(record)
 
 
