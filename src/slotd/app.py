@@ -17,11 +17,11 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
 import structlog
 import trio
 
@@ -35,7 +35,7 @@ from slotd.config import Config, ConfigFile, LoadedConfig, SlotConfig
 from slotd.dispatch import Dispatcher, FileStore, Outside
 from slotd.dispatch.entries import UpstreamEntry
 from slotd.dispatch.from_config import compile_config
-from slotd.dispatch.remote import CatalogFetcher, new_client
+from slotd.dispatch.remote import CatalogFetcher, SharedClient
 from slotd.engine.backend import make_backend
 from slotd.errors import RouteStale, ServerStopping, SlotdError
 from slotd.events import Event, EventBus, Gap, types
@@ -230,7 +230,7 @@ class Slotd:
                     nursery.start_soon(self._restore, slot.name, wanted[slot.name])
                 elif slot.autoload:
                     nursery.start_soon(self._autoload, slot.name)
-            async with new_client() as client:
+            async with aclosing(SharedClient()) as client:
                 await self._run_dispatcher(state, client, sock, backend, task_status)
             stuck = await self._stop_slots()
             nursery.cancel_scope.cancel()
@@ -279,7 +279,7 @@ class Slotd:
     async def _run_dispatcher(
         self,
         state: Path,
-        client: httpx.AsyncClient,
+        client: SharedClient,
         sock: socket.socket,
         backend: MakeBackend,
         task_status: trio.TaskStatus[None],
@@ -287,13 +287,13 @@ class Slotd:
         settings = self._reloader.settings
 
         async def fetch(upstream: UpstreamEntry) -> tuple[str, ...]:
-            return await CatalogFetcher(client, settings.value.upstream_keys)(upstream)
+            return await CatalogFetcher(client.get(), settings.value.upstream_keys)(upstream)
 
         def transport(upstream: str) -> RemoteTransport:
             remote = settings.value.remotes.get(upstream)
             if remote is None:
                 raise RouteStale(f"upstream {upstream!r} was removed since the route was found")
-            return RemoteTransport(client, remote)
+            return RemoteTransport(client.get(), remote)
 
         outside = Outside(
             fetch=fetch,

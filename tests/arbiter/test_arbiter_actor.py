@@ -389,3 +389,32 @@ async def test_facts_and_limits_may_change(autojump_clock: trio.testing.MockCloc
         assert bench.arbiter.snapshot.reserve == Room(10, 256)
 
     await with_bench(body)
+
+
+async def test_only_slots_that_hold_or_want_room_are_looked_at(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens to one of a thousand slots must not cost a look at each of the others."""
+    looked: list[str] = []
+    view = FakeTenant.view
+
+    def counted(self: FakeTenant) -> tn.TenantView:
+        looked.append(self.name)
+        return view(self)
+
+    monkeypatch.setattr(FakeTenant, "view", counted)
+
+    async def body(bench: Bench) -> None:
+        a, b, _ = (bench.tenant(name, 30) for name in "abc")
+        await trio.testing.wait_all_tasks_blocked()
+        assert looked == []
+        a.want()
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(looked) == {"a"}, "already when it asks: it may be let in there and then"
+        await a.answered.wait()
+        a.up()
+        looked.clear()
+        await b.load()
+        assert set(looked) == {"a", "b"}
+
+    await with_bench(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from config_reader import parse, problems
 
+from slotd.config import checks
 from slotd.config.problems import Report
 
 BASE = """
@@ -293,3 +294,22 @@ def test_nothing_is_said_twice() -> None:
         "server.host: must be a number",
     ]
     assert len(report.warnings) == 1
+
+
+def test_names_are_compared_only_where_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison takes a tenth of a millisecond, and there may be a thousand slots."""
+    asked: list[str] = []
+    monkeypatch.setattr(checks, "nearest", lambda name, known: asked.append(name))
+    parse(
+        '[slots.c]\ntype = "llm"\nengine = "command"\n'
+        'command = ["x", "{port}", "{host}", "{model}", "{size}"]\nenv = { P = "{model}" }'
+    )
+    assert asked == ["size"]
+
+
+def test_a_thing_is_reported_once_and_in_the_order_found() -> None:
+    report = Report()
+    for text in ("b", "a", "b"):
+        report.fault(("server",), text)
+        report.warn(("server",), text)
+    assert [p.text for p in report.problems] == [p.text for p in report.warnings] == ["b", "a"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 from slotd.arbiter.meter import Meter
 from slotd.arbiter.room import Reading
@@ -27,7 +28,8 @@ OWN_FILES = 64
 
 def program_warnings(loaded: LoadedConfig) -> tuple[str, ...]:
     """One line for each slot whose program is not here. Blocks on the disk."""
-    return tuple(line for slot in loaded.config.slots.values() for line in _program(slot))
+    which = cache(shutil.which)  # many slots run the same few programs
+    return tuple(line for slot in loaded.config.slots.values() for line in _program(slot, which))
 
 
 def socket_warning(loaded: LoadedConfig, files: int | None) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ def machine_warnings(loaded: LoadedConfig, machine: Reading | None = None) -> tu
     return tuple(found)
 
 
-def _program(slot: SlotConfig) -> Iterator[str]:
+def _program(slot: SlotConfig, which: Callable[..., str | None]) -> Iterator[str]:
     if slot.engine == "llama-cpp":
         try:
             program()
@@ -74,7 +76,7 @@ def _program(slot: SlotConfig) -> Iterator[str]:
     elif slot.command and "{" not in (name := slot.command[0]):
         # As it will be started: a path begins in the slot's directory, a name is looked up in its PATH.
         where = os.path.join(at_home(slot.cwd), at_home(name)) if "/" in name else name
-        if shutil.which(where, path=slot.env.get("PATH")) is None:
+        if which(where, path=slot.env.get("PATH")) is None:
             yield f"{_at(slot, 'command')}: there is no program {name!r} here that may be run"
 
 

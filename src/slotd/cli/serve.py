@@ -68,9 +68,10 @@ async def _serve(slotd: Slotd) -> tuple[str, ...]:
             nursery.cancel_scope.cancel()
 
         await nursery.start(run)
-        out.print(f"slotd listens on {slotd.url}", markup=False)
-        for s in slotd.slots.snapshots().values():
-            out.print(f"  {s.name}: {s.type}, {s.model or s.engine}", markup=False)
+        slots = slotd.slots.snapshots().values()
+        lines = [f"  {s.name}: {s.type}, {s.model or s.engine}" for s in slots]
+        # In one go: it is being served already, and each print of rich takes 0.1 ms.
+        out.print("\n".join((f"slotd listens on {slotd.url}", *lines)), markup=False)
     return stuck
 
 

@@ -203,8 +203,7 @@ def placeholders_are_known(drafts: Drafts, report: Report) -> None:
             # Braces have other uses (JSON, shells), so only near misses are faults.
             for name in re.findall(r"(?<!\$)\{([a-z_]+)\}", text):
                 used.add(name)
-                near = nearest(name, PLACEHOLDERS)
-                if name not in PLACEHOLDERS and near:
+                if name not in PLACEHOLDERS and (near := nearest(name, PLACEHOLDERS)):
                     report.fault(path, f"unknown placeholder {{{name}}}; did you mean {{{near}}}?")
         if "model_path" in used and draft.sound("model") and not slot.model:
             report.fault(draft.at("model"), "missing; the command asks for {model_path}")

@@ -43,7 +43,6 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),  # "model_name" is a word of ours
-        use_attribute_docstrings=True,
     )
 
 

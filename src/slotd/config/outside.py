@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from slotd.comfy.workflow import WorkflowInvalid, read_workflow
 from slotd.config.checks import remotes
 from slotd.config.draft import Draft, Drafts
-from slotd.config.model import ServerConfig
+from slotd.config.model import ServerConfig, SlotConfig
 from slotd.config.options import ComfyOptions
 from slotd.config.paths import default_state_dir, expand
 from slotd.config.problems import Report
@@ -134,13 +133,18 @@ def look_for_files(drafts: Drafts, base_dir: Path, report: Report) -> None:
             if not path.is_file():
                 report.warn(draft.at("source"), f"there is no file {path}")
     for slot in drafts.slots.values():
-        options = slot.value.options
-        if not isinstance(options, ComfyOptions) or not slot.sound("options"):
-            continue
-        for key, files in (("workflows", options.workflows), ("edit_workflows", options.edit_workflows)):
-            for name, text in files.items():
-                path = base_dir / expand(text)
-                try:
-                    read_workflow(path, edits=key == "edit_workflows")
-                except WorkflowInvalid as error:
-                    report.fault(slot.at("options", key, name), f"{path}: {error}")
+        if isinstance(slot.value.options, ComfyOptions) and slot.sound("options"):
+            _read_workflows(slot, slot.value.options, base_dir, report)
+
+
+def _read_workflows(slot: Draft[SlotConfig], options: ComfyOptions, base_dir: Path, report: Report) -> None:
+    # Here, not above: few configurations have workflows, and every start would pay.
+    from slotd.comfy.workflow import WorkflowInvalid, read_workflow
+
+    for key, files in (("workflows", options.workflows), ("edit_workflows", options.edit_workflows)):
+        for name, text in files.items():
+            path = base_dir / expand(text)
+            try:
+                read_workflow(path, edits=key == "edit_workflows")
+            except WorkflowInvalid as error:
+                report.fault(slot.at("options", key, name), f"{path}: {error}")

@@ -77,19 +77,22 @@ class Report:
     """What was found wrong (``problems``) and what is merely suspicious (``warnings``), each thing once."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.warnings: list[Problem] = []
+        self._problems: dict[Problem, None] = {}
+        self._warnings: dict[Problem, None] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        return list(self._problems)
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return list(self._warnings)
 
     def fault(self, path: Path, text: str) -> None:
-        _once(self.problems, Problem(path, text))
+        self._problems[Problem(path, text)] = None
 
     def warn(self, path: Path, text: str) -> None:
-        _once(self.warnings, Problem(path, text))
-
-
-def _once(found: list[Problem], problem: Problem) -> None:
-    if problem not in found:
-        found.append(problem)
+        self._warnings[Problem(path, text)] = None
 
 
 def describe(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -14,7 +14,7 @@ from slotd.config import auth_header
 from slotd.dispatch.catalog import CatalogUnavailable
 from slotd.dispatch.entries import UpstreamEntry
 
-__all__ = ["CatalogFetcher", "new_client"]
+__all__ = ["CatalogFetcher", "SharedClient", "new_client"]
 
 MAX_ANSWER_BYTES = 8 << 20
 
@@ -39,6 +39,27 @@ def new_client() -> httpx.AsyncClient:
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
     return httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits)
+
+
+class SharedClient:
+    """The client of :func:`new_client`, made when a remote is first asked.
+
+    A start with no remote does without: to load httpcore and the certificates takes 30 ms.
+    """
+
+    def __init__(self) -> None:
+        self._made: httpx.AsyncClient | None = None
+
+    def get(self) -> httpx.AsyncClient:
+        """The same one each time."""
+        if self._made is None:
+            self._made = new_client()
+        return self._made
+
+    async def aclose(self) -> None:
+        """Close it, if it was made. Afterwards it must not be asked for."""
+        if self._made is not None:
+            await self._made.aclose()
 
 
 class CatalogFetcher:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -20,25 +20,14 @@ from slotd.artifacts import Artifacts
 from slotd.capability.choice import LoadedSlot
 from slotd.config import Config
 from slotd.dispatch import Dispatcher, SlotTarget
-from slotd.errors import SlotdError, StreamStalled
+from slotd.errors import SlotdError
 from slotd.exchange.accounted import accounted
 from slotd.exchange.answer import Answer
 from slotd.exchange.assemble import remove_field
 from slotd.exchange.inbound import Carrier, Inbound, Outbound
 from slotd.exchange.record import RecordBook, RequestRecord
-from slotd.omni.child import Child
-from slotd.omni.deltas import Deltas
-from slotd.omni.devices import Devices, give_back
-from slotd.omni.failure import TurnFailed, said
-from slotd.omni.fetch import FetchRules
-from slotd.omni.hands import Hands
-from slotd.omni.report import Report, results_in_words, summary
+from slotd.omni.devices import Devices
 from slotd.omni.request import Chat, asks, read_chat
-from slotd.omni.round import Round
-from slotd.omni.stream import Stream
-from slotd.omni.tools import Offer, offered
-from slotd.omni.turns import Final, HandOver, Retry, Rules, Run, State, Turn, step
-from slotd.omni.voice import Document, End, Voice
 from slotd.slot.manager import SlotManager
 
 __all__ = ["PATH", "TARGET", "Omni"]
@@ -99,6 +88,13 @@ class Omni:
         await accounted(self._records, answer, partial(self._converse, inbound, answer))
 
     async def _converse(self, inbound: Inbound, answer: Answer) -> None:
+        # Here, not above: a start would wait 25 ms for what only chats with tools need.
+        from slotd.omni.child import Child
+        from slotd.omni.conversation import Conversation
+        from slotd.omni.stream import Stream
+        from slotd.omni.tools import offered
+        from slotd.omni.voice import Document, Voice
+
         chat = read_chat(inbound.body)
         answer.record.model, answer.record.stream = chat.model, chat.stream
         config = self._config()
@@ -136,118 +132,3 @@ class Omni:
             return None
         name = route.target.name
         return next((slot for slot in self._slots.loaded_slots() if slot.name == name), None)
-
-
-@dataclass(slots=True)
-class Conversation:
-    """One chat, from its first turn to its answer. Belongs to one task."""
-
-    chat: Chat
-    caller: LoadedSlot | None
-    offer: Offer
-    voice: Voice
-    child: Child
-    record: RequestRecord
-    config: Config
-    records: RecordBook
-    artifacts: Artifacts
-    devices: Devices
-
-    async def run(self) -> None:
-        """Turns and tools in turn, to the end. Raises :class:`slotd.exchange.inbound.ClientGone`."""
-        omni = self.config.omni
-        rules = Rules(omni.max_rounds, omni.max_calls, self.offer.names, self.chat.theirs)
-        limit = self.chat.limit[1] if self.chat.limit else None
-        state, reports, last = State(), list[Report](), Turn()
-        while True:
-            try:
-                last = await self._turn(state)
-            except TurnFailed as failed:
-                await self._degrade(failed, state, last, reports)
-                return
-            state, following = step(state, last, rules, limit)
-            match following:
-                case Run(planned):
-                    done = await self._round(state.rounds).run(planned)
-                    reports += [report for report, _ in done]
-                    state = state.answered(last, planned, [message for _, message in done])
-                    await self._give_back([report for report, _ in done])
-                case Retry():
-                    await self.voice.comment(f"the answer was cut off; again with {state.tokens} tokens")
-                case Final(ended):
-                    cut = ended == "rounds"
-                    # To whoever does not know slotd this says that the answer is not a whole one.
-                    reason = "length" if cut else last.finish_reason
-                    text = _out_of_rounds(state.rounds, reports) if cut and not last.content else ""
-                    slotd = summary(state.rounds, reports, ended)
-                    await self.voice.finish(End(last, reason, state.usage, slotd, text=text))
-                    return
-                case HandOver(calls):
-                    slotd = summary(state.rounds, reports, "handed_over")
-                    await self.voice.finish(End(last, "tool_calls", state.usage, slotd, calls))
-                    return
-
-    async def _turn(self, state: State) -> Turn:
-        """The model's next answer. Raises :class:`TurnFailed`."""
-        self.record.phase = "turn"
-        number = state.rounds + 1
-        body = self.chat.turn(
-            state.messages, self.offer.definitions(), first=not state.messages, tokens=state.tokens
-        )
-        deltas = Deltas(self.chat.theirs, taken=state.ids, prefix=f"call-{number}")
-        reading = self.voice.reading(deltas)
-        limit_s = self.config.omni.turn_timeout_s
-        with trio.move_on_after(limit_s) as scope:
-            try:
-                await self.child.turn(number, body, reading)
-            except SlotdError as error:
-                raise TurnFailed.of(error) from error
-        if scope.cancelled_caught:
-            raise TurnFailed.of(
-                StreamStalled(
-                    f"an answer of the model took longer than omni.turn_timeout_s = {limit_s:g} s",
-                    details={"limit": "turn_timeout_s"},
-                )
-            )
-        return await reading.turn()
-
-    def _round(self, number: int) -> Round:
-        self.record.phase = "tools"
-        omni = self.config.omni
-        rules = FetchRules(
-            omni.fetch_urls, tuple(omni.fetch_private), omni.fetch_max_mb << 20, omni.fetch_timeout_s
-        )
-        return Round(
-            id=f"{self.record.id}.{number}",
-            offer=self.offer,
-            hands=Hands(self.child, self.artifacts, rules),
-            voice=self.voice,
-            records=self.records,
-            tool_timeout_s=omni.tool_timeout_s,
-            note_every_s=self.config.server.heartbeat_every_s,
-        )
-
-    async def _give_back(self, reports: list[Report]) -> None:
-        """Once all of a round's tools are done: they may have driven the model out."""
-        if self.caller is not None:
-            used = {report.slot for report in reports if report.slot}
-            self.record.phase = "restoring"
-            await give_back(self.devices, self.caller, used, self.config.omni.turn_timeout_s)
-
-    async def _degrade(self, failed: TurnFailed, state: State, last: Turn, reports: list[Report]) -> None:
-        """The model cannot go on: what its tools gave is the answer, or else its failure."""
-        results = results_in_words(reports)
-        message, code = said(failed.status, failed.body)
-        if not results:
-            self.record.error = code or "engine.error"
-            await self.voice.fail(failed)
-            return
-        text = f"[slotd] The tools have run, but the model could not go on: {message}\n\n{results}"
-        slotd = summary(state.rounds, reports, "degraded", {"message": message, "code": code})
-        await self.voice.finish(End(last, "stop", state.usage, slotd, text=text))
-
-
-def _out_of_rounds(rounds: int, reports: list[Report]) -> str:
-    words = f"[slotd] The model went on calling tools and gave no answer in {rounds} rounds."
-    results = results_in_words(reports)
-    return f"{words}\n\n{results}" if results else words
