@@ -292,16 +292,17 @@ class SlotLoadFailed(SlotdError):
 
 
 class SpawnFailed(SlotdError):
-    """The engine's program cannot be started: by what is configured, unless not ``terminal``."""
+    """The engine's program cannot be started as it is configured."""
 
     code = "slot.spawn_failed"
     status = 500
+    terminal = True
 
-    def __init__(
-        self, message: str, *, details: Mapping[str, Any] | None = None, terminal: bool = True
-    ) -> None:
-        super().__init__(message, details=details)
-        self.terminal = terminal
+
+class SpawnStarved(SpawnFailed):
+    """The machine lacks what a start takes, for the moment: processes, files, ports, the model's file."""
+
+    terminal = False
 
 
 class OutputSanityFailed(SlotdError):

@@ -20,7 +20,7 @@ import trio
 
 from slotd.actor import Intensity, Snapshot
 from slotd.arbiter.tenant import Need
-from slotd.errors import RequestInvalid, SlotdError, SpawnFailed
+from slotd.errors import RequestInvalid, SlotdError, SpawnFailed, SpawnStarved
 from slotd.events import Event, EventBus, types
 from slotd.process.logs import LogRing
 from slotd.process.plan import Address, EngineHandle, ExitStatus, LaunchPlan, StopReport
@@ -222,7 +222,7 @@ class FakeBackend:
             if pull.bug:
                 raise Bug("the store is broken")
             if pull.error:
-                raise SpawnFailed(pull.error, terminal=pull.terminal)
+                raise (SpawnFailed if pull.terminal else SpawnStarved)(pull.error)
         finally:
             self.pulling -= 1
         self.absent.discard(model)
@@ -283,7 +283,7 @@ class FakeBackend:
         with trio.CancelScope(shield=not script.spawn_yields):
             await trio.sleep(script.spawn_s)
         if script.spawn_error:
-            raise SpawnFailed(script.spawn_error, terminal=script.spawn_terminal)
+            raise (SpawnFailed if script.spawn_terminal else SpawnStarved)(script.spawn_error)
         engine = FakeEngine(script, plan.argv[1], len(self.engines), logs)
         self.engines.append(engine)
         self.running.add(engine)

@@ -13,7 +13,7 @@ from slotd.engine.attach import AttachLauncher
 from slotd.engine.need import Headers, need_for
 from slotd.engine.probe import await_ready
 from slotd.engine.sanity import check_output
-from slotd.errors import RequestInvalid, SlotdError, SpawnFailed
+from slotd.errors import RequestInvalid, SlotdError, SpawnFailed, SpawnStarved
 from slotd.model.progress import Progress
 from slotd.model.source import ModelRef
 from slotd.model.store import ModelStore
@@ -76,9 +76,7 @@ class EngineBackend:
         if ref is not None:
             path = self._store.present(ref)
             if path is None:
-                raise SpawnFailed(
-                    f"the file of model {model!r} is gone; load the slot again to fetch it", terminal=False
-                )
+                raise SpawnStarved(f"the file of model {model!r} is gone; load the slot again to fetch it")
         return self._make_plan(model, path)
 
     def need(self, model: str) -> Need:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from slotd.errors import SpawnFailed
+from slotd.errors import SpawnStarved
 from slotd.process import guardian_main, hunt
 from slotd.process.identity import ProcessIdentity, run_marker
 
@@ -85,10 +85,9 @@ class Guardian:
         try:
             await self._start()
         except OSError as error:
-            raise SpawnFailed(
+            raise SpawnStarved(
                 f"cannot start the guardian process ({error}); without it engines would outlive a killed "
                 f"slotd. Check the limits on processes and open files (ulimit -u, ulimit -n).",
-                terminal=False,
             ) from error
         task_status.started()
         pause_s = RESTART_FIRST_S

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import trio
 
-from slotd.errors import SpawnFailed
+from slotd.errors import SpawnFailed, SpawnStarved
 from slotd.process import hunt
 from slotd.process.identity import ProcessIdentity
 from slotd.process.listener import Holder, holder_of
@@ -283,12 +283,11 @@ def _explain(slot: str, program: str, cwd: str | None, error: OSError | ValueErr
         advice = "the command line and environment are too long; shorten them or use a file"
     else:
         advice = f"cannot start program {program!r}: {error}"
-    return SpawnFailed(
+    return (SpawnStarved if short else SpawnFailed)(
         f"slot {slot!r}: {advice}",
         details={
             "slot": slot,
             "program": program,
             "errno": None if number is None else errno.errorcode.get(number),
         },
-        terminal=not short,
     )

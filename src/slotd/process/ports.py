@@ -6,12 +6,12 @@ import errno
 import socket
 from collections import deque
 
-from slotd.errors import SpawnFailed
+from slotd.errors import SpawnStarved
 
 __all__ = ["PortPool", "PortsExhausted", "can_bind"]
 
 
-class PortsExhausted(SpawnFailed):
+class PortsExhausted(SpawnStarved):
     """Every port of the range is in use, by engines or by strangers."""
 
 
@@ -54,9 +54,7 @@ class PortPool:
                     free = can_bind(self._host, port, reuse=reuse)
                 except OSError as error:
                     self._free.append(port)
-                    raise SpawnFailed(
-                        f"cannot look for a free port ({error}); check ulimit -n", terminal=False
-                    ) from error
+                    raise SpawnStarved(f"cannot look for a free port ({error}); check ulimit -n") from error
                 if free:
                     self._taken.add(port)
                     return port
@@ -66,7 +64,6 @@ class PortPool:
             f"no free port from {first} to {last}: {len(self._taken)} held by engines, "
             f"{len(self._free)} by other programs; widen the port range in the configuration",
             details={"first": first, "last": last, "held": len(self._taken)},
-            terminal=False,
         )
 
     def give_back(self, port: int) -> None:
