@@ -12,6 +12,9 @@ from slotd.errors import AnswerTooLarge
 
 __all__ = ["Artifact", "ArtifactLimits", "Artifacts", "Keep"]
 
+COUNT_MAX = 10_000
+"""So many are kept at once, however small: each takes some room besides its bytes."""
+
 Keep = Callable[[bytes, str], str]
 """Data and its content type to an id; see :meth:`Artifacts.put`."""
 
@@ -57,7 +60,7 @@ class Artifacts:
                 f"({limits.max_bytes} bytes; omni.artifacts_mb)"
             )
         self._expire(now)
-        while self._bytes + len(data) > limits.max_bytes:
+        while self._bytes + len(data) > limits.max_bytes or len(self._kept) >= COUNT_MAX:
             self._drop(next(iter(self._kept)))
         id = secrets.token_urlsafe(18)
         self._kept[id] = Artifact(data, content_type, now + limits.ttl_s)

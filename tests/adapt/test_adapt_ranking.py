@@ -210,3 +210,13 @@ def test_its_list_becomes_a_ranking() -> None:
 def test_an_answer_that_is_no_ranking_is_the_engines_fault(answer: bytes) -> None:
     with pytest.raises(EngineError):
         converted(tei.rerank(call(PATH, {"query": "q", "documents": DOCS})), answer)
+
+
+def test_usage_that_is_more_than_counts_costs_nothing_but_what_is_none() -> None:
+    """vLLM: ``"prompt_tokens_details": null``."""
+    ask = likeness.rerank(call(PATH, {"query": "q", "documents": ["a"]}))
+    assert ask.convert is not None
+    data = [{"index": n, "embedding": [1.0]} for n in range(2)]
+    usage = {"prompt_tokens": 3, "prompt_tokens_details": None, "more": {"x": 1}}
+    answer = ask.convert(json.dumps({"data": data, "usage": usage}).encode())
+    assert json.loads(answer.body)["usage"] == {"prompt_tokens": 3}

@@ -74,6 +74,13 @@ def test_what_is_not_about_it_is_not_heard(message: str | bytes) -> None:
     assert (progress.started, progress.over) == (False, False)
 
 
+def test_numbers_that_nobody_means_are_not_told() -> None:
+    progress = Progress("p", 1)
+    assert progress.hear(said("progress", value=1, max=10**400))
+    assert progress.hear(said("progress", value=10**400, max=20))
+    assert progress.words() == "node 1 of 1"
+
+
 def test_previews_count_once_it_runs() -> None:
     progress = Progress("p", 1)
     assert progress.hear(said("execution_start"))

@@ -21,6 +21,7 @@ from trio.testing import MockClock
 
 from slotd.errors import ServerStopping, SlotdError
 from slotd.exchange.record import RecordBook, RequestRecord
+from slotd.omni.child import Child
 
 STOPPING = ServerStopping("slotd is shutting down")
 
@@ -102,3 +103,18 @@ async def test_at_any_time_it_gives_everything_back(autojump_clock: MockClock, a
     world, client = World(Answer(b"data: 1\n\n", 1000.0, kind=SSE), chat=[15.0, None]), Client()
     await ended(world, client, at=at)
     assert b"server.stopping" in client.body
+
+
+async def test_a_child_that_its_parent_has_no_more_time_for_is_an_error(autojump_clock: MockClock) -> None:
+    """A tool that runs late: its client has not gone, and its record must not say so."""
+    world = World(Answer(b"{}", delay_s=1000), Answer(b"{}", delay_s=1000))
+    child = Child(world.exchange, inbound(b"{}"))
+    with trio.move_on_after(5):
+        await child.post_json("req-1.1.a", "/v1/chat/completions", {})
+    assert [(r.outcome, r.error) for r in world.finished] == [("error", "slot.stalled")]
+    with trio.CancelScope() as left, trio.move_on_after(50):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.post_json, "req-1.1.b", "/v1/chat/completions", {})
+            await trio.sleep(1)
+            left.cancel()
+    assert [(r.outcome, r.error) for r in world.finished[1:]] == [("client_gone", None)]

@@ -150,6 +150,16 @@ def test_nonsense_is_left_for_the_engine_to_refuse(messages: Any) -> None:
     assert shaped(FIRST, {}) == {}
 
 
+@pytest.mark.parametrize("system", ["missing", "first"])
+def test_so_is_a_text_that_is_no_utf8(system: Any) -> None:
+    shaping = Shaping(prompt="x", system=system)
+    for path, body in (
+        ("/v1/messages", b'{"system":"\xff"}'),
+        ("/v1/chat/completions", b'{"messages":[{"role":"\xff"}]}'),
+    ):
+        assert shape(body, path, shaping) == body
+
+
 def test_what_is_no_object_is_refused() -> None:
     with pytest.raises(InvalidJson):
         shape(b"[]", CHAT, shaping(RULES))

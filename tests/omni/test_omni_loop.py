@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from omni_world import (
     CHAT,
     IMAGES,
     PNG,
+    PNG_BASE64,
     SLOTS,
     SPEECH,
     Client,
@@ -249,6 +251,27 @@ async def test_with_no_results_the_later_error_is_the_answer(autojump_clock: Moc
     world = World(says(None, DRAW), refuses(SlotLoading("not yet")), images=[refuses(GpuExclusive("no"))])
     client = await run(world)
     assert (client.status, client.document["error"]["code"]) == (503, "slot.loading")
+
+
+async def test_a_turn_that_is_too_long_to_keep_leaves_the_results(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slotd.omni.deltas.MAX_CHARS", 100)
+    world = World(says(None, DRAW), says("x" * 101), images=[picture()])
+    answer = (await run(world)).document
+    assert answer["slotd"]["ended"] == "degraded"
+    assert answer["slotd"]["error"]["code"] == "slot.answer_too_large"
+    assert "/api/artifacts/" in answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("given", [f"data:image/png;base64,{PNG_BASE64}", f"DATA:;base64,{PNG_BASE64}"])
+async def test_a_picture_in_its_address_is_kept_and_not_told(autojump_clock: MockClock, given: str) -> None:
+    answers = gives({"data": [{"url": given}, {"url": "http://e/x.png"}, {"url": "http://e/" + "x" * 5000}]})
+    world = World(says(None, DRAW), says("done"), images=[answers])
+    client = await run(world)
+    [kept] = client.document["slotd"]["tools"][0]["artifacts"]
+    assert (kept["content_type"], kept["bytes"]) == ("image/png", len(PNG))
+    assert world.told(1) == [{"images": [kept, {"url": "http://e/x.png"}]}]
 
 
 async def test_a_turn_that_takes_too_long_ends(autojump_clock: MockClock) -> None:
@@ -537,6 +560,45 @@ async def test_a_device_that_does_not_come_back_is_not_waited_for_for_ever(autoj
     answer = (await run(world)).document
     assert trio.current_time() == 300
     assert answer["slotd"]["ended"] == "degraded"
+
+
+async def test_a_stream_is_told_that_the_device_is_waited_for(autojump_clock: MockClock) -> None:
+    world = World(says(None, DRAW), says("done"), images=[picture()])
+    world.devices.show(mode())
+    client = await run(world, asked(stream=True))
+    times = [at for at, _ in client.pieces]
+    assert times[-1] == 300
+    assert max(b - a for a, b in pairwise(times)) == 5
+    world = World(says(None, DRAW), says("done"), images=[picture()])
+    world.devices.show(mode())
+    with pytest.raises(ClientGone):
+        await run(world, asked(stream=True), Client(leaves_after=3))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_in_the_middle_of_a_picture_gives_the_device_back_too(
+    autojump_clock: MockClock, stream: bool
+) -> None:
+    """Else the model stays driven out, for everybody, for as long as a mode lasts by itself."""
+    world = World(says(None, DRAW), says("done"), images=[picture(after_s=100)])
+    world.devices.show(mode())
+    if stream:
+        with pytest.raises(ClientGone):
+            await run(world, asked(stream=True), Client(leaves_after=2))
+    else:
+        with trio.move_on_after(3):
+            await run(world)
+    assert world.devices.released == ["gpu0"]
+
+
+async def test_who_leaves_gives_back_nothing_that_its_tools_have_not_taken(autojump_clock: MockClock) -> None:
+    world = World(
+        says(None, call("text_to_speech", {"input": "hi"})), says("done"), speech=[gives(b"x", after_s=100)]
+    )
+    world.devices.show(mode())
+    with trio.move_on_after(3):
+        await run(world)
+    assert world.devices.released == []
 
 
 # --- the other tools --------------------------------------------------------------------

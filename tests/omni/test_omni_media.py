@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -84,6 +86,21 @@ async def test_data_urls_and_what_they_say_of_themselves() -> None:
     assert png == Media(PNG, "image/png")
 
 
+async def test_what_a_data_url_calls_itself_is_a_name_or_nothing() -> None:
+    """It becomes the head of a form's part, which must not grow by a line."""
+    said = 'data:a/b\r\ncontent-disposition: form-data; name="model"\r\n\r\nx;base64,QUJD'
+    for url in (said, "data:a/b\nc;base64,QUJD", "data:what;base64,QUJD"):
+        assert await find(url, Artifacts(), nothing) == Media(b"ABC", "application/octet-stream")
+
+
+async def test_many_small_results_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slotd.artifacts.COUNT_MAX", 2)
+    artifacts = Artifacts()
+    first, *others = [artifacts.put(b"", "image/png") for _ in range(3)]
+    assert artifacts.get(first) is None
+    assert all(artifacts.get(id) is not None for id in others)
+
+
 async def test_results_that_are_kept_here_by_any_name() -> None:
     artifacts = Artifacts()
     id = artifacts.put(PNG, "image/png")
@@ -100,7 +117,8 @@ async def test_results_that_are_kept_here_by_any_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "data:", "data:;base64,", "?!", "file:///etc/passwd", "http://[", "ab=c"]
+    "given",
+    ["", "data:", "data:;base64,", "?!", "file:///etc/passwd", "http://[", "ab=c", "né", "data:;base64,é"],
 )
 async def test_what_is_nothing(given: str) -> None:
     with pytest.raises(ToolFailed):
@@ -250,6 +268,8 @@ async def test_redirects_are_judged_anew() -> None:
         (http(b"x", content_encoding="gzip"), "compressed"),
         (b"banana\r\n\r\n", "failed"),
         (http(b"", "302 Found", location="file:///etc/passwd"), "only http"),
+        (http(b"", "302 Found", location="mailto:x"), "no URL"),
+        (http(b"", "302 Found", location="http://xn--a/"), "no URL"),
     ],
 )
 async def test_what_is_no_good(answer: bytes, words: str) -> None:
@@ -280,7 +300,33 @@ async def test_who_is_slow_is_left() -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("url", ["http://u:p@h/", "http://", "ftp://h/", "http://h:99999/", "http://a b/"])
+async def test_names_that_nobody_answers_for_hold_nobody_else_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def hang(*given: object, **more: object) -> list[object]:
+        answered.wait(10)
+        return []
+
+    rules = FetchRules(True, (), 1000, 0.05)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):  # more than there are threads for everybody
+
+                async def ask() -> None:
+                    with pytest.raises(ToolFailed, match="fetch_timeout_s"):
+                        await fetch("http://some.name/", rules)
+
+                nursery.start_soon(ask)
+        with trio.fail_after(5):
+            await trio.to_thread.run_sync(lambda: None, abandon_on_cancel=True)
+    finally:
+        answered.set()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:p@h/", "http://", "ftp://h/", "http://h:99999/", "http://a b/", "http://xn--a/"]
+)
 async def test_addresses_that_are_none(url: str) -> None:
     with trio.fail_after(5), pytest.raises(ToolFailed):
         await fetch(url, LOCAL)

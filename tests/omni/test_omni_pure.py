@@ -88,10 +88,24 @@ def test_the_limit_is_raised_where_it_is() -> None:
     assert (turn["max_completion_tokens"], turn["max_tokens"]) == (9, 1)
 
 
-@pytest.mark.parametrize("body", [b'{"omni":true}', b'{"omni":true,"messages":[],"stream":"yes"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"omni":true}',
+        b'{"omni":true,"messages":[],"stream":"yes"}',
+        b'{"omni":true,"messages":[],"model":"\xff"}',
+        b'{"omni":true,"messages":[],"\xff":1}',
+        b'{"omni":true,"messages":[],"stream":true,"stream_options":{"\xff":1}}',
+    ],
+)
 def test_what_cannot_be_read_is_refused(body: bytes) -> None:
     with pytest.raises(RequestInvalid):
         read_chat(body)
+
+
+def test_a_tool_without_a_readable_name_is_for_the_engine_to_refuse() -> None:
+    body = b'{"omni":true,"messages":[],"tools":[3,{"function":{"name":"\xff"}}]}'
+    assert read_chat(body).theirs == frozenset()
 
 
 # --- putting an answer together ------------------------------------------------------------

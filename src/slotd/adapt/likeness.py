@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -27,7 +28,8 @@ class _Item(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
-    usage: dict[str, int] | None = None
+    usage: dict[str, Any] | None = None
+    """Some engines have more than counts in it: details, null."""
 
 
 def rerank(call: Call) -> Ask:
@@ -44,14 +46,17 @@ def rerank(call: Call) -> Ask:
 def _convert(wanted: Wanted, answer: bytes) -> Document:
     try:
         said = msgspec.json.decode(answer, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise EngineError(f"the engine's answer cannot be read: {exc}") from exc
     vectors = {item.index: item.embedding for item in said.data}
     query = vectors.pop(0, None)
     if query is None or any(len(vector) != len(query) for vector in vectors.values()):
         raise EngineError("the engine's vectors are not those of the texts that it was given")
     scores = [(index - 1, _cosine(query, vector)) for index, vector in vectors.items()]
-    return ranked(wanted, scores, said.usage)
+    usage = None
+    if said.usage is not None:
+        usage = {name: count for name, count in said.usage.items() if type(count) is int}
+    return ranked(wanted, scores, usage)
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:

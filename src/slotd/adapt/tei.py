@@ -39,6 +39,6 @@ def rerank(call: Call) -> Ask:
 def _convert(wanted: Wanted, answer: bytes) -> Document:
     try:
         ranks = msgspec.json.decode(answer, type=list[_Rank])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise EngineError(f"the engine's answer cannot be read: {exc}") from exc
     return ranked(wanted, [(rank.index, rank.score) for rank in ranks])

@@ -11,6 +11,10 @@ __all__ = ["Progress"]
 _OVER = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 
 
+HUGE = 1e12
+"""A number of steps that nobody means; a much larger one could not even be written down."""
+
+
 class Progress:
     """Follows one prompt; :meth:`hear` takes the messages of its websocket.
 
@@ -61,5 +65,5 @@ class Progress:
             self._seen.add(node)
         elif kind == "progress":
             step, of = data.get("value"), data.get("max")
-            if isinstance(step, int | float) and isinstance(of, int | float) and of > 1:
+            if isinstance(step, int | float) and isinstance(of, int | float) and 1 < of < HUGE > step:
                 self._steps = f"step {step:g} of {of:g}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import structlog
+import trio
 
-from slotd.errors import SlotdError
+from slotd.errors import SlotdError, StreamStalled
 from slotd.exchange.answer import Answer
 from slotd.exchange.inbound import ClientGone
 from slotd.exchange.record import RecordBook
@@ -25,7 +26,8 @@ async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awai
     off: the typed error is raised then, for the adapter to close the
     connection. :class:`ClientGone` passes through. Cancelled when the
     client leaves. Ended through ``records``, it is answered with the cause
-    given there.
+    given there. One that slotd makes itself and has no more time for (the
+    deadline of the record's scope has passed) is an error, and nobody's leaving.
     """
     record = answer.record
     records.open(record)
@@ -44,6 +46,8 @@ async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awai
                 record.outcome = "error"
             else:
                 record.outcome = "ok" if answer.complete else "client_gone"
+            if not answer.complete and record.scope.deadline <= trio.current_time():
+                record.outcome, record.error = "error", StreamStalled.code
         records.close(record)
 
 

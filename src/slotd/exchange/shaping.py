@@ -113,7 +113,7 @@ def _into_messages(found: Raw | None, prompt: str, always: bool) -> Raw | None:
         return None
     try:
         roles = {message.role for message in _messages.decode(found)}
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None  # for the engine to refuse in its own words
     if not always and roles & {"system", "developer"}:
         return None
@@ -129,7 +129,11 @@ def _into_text(found: Raw | None, prompt: str, always: bool) -> Raw | None:
     if not always:
         return None
     if found.startswith(b'"'):
-        return msgspec.json.encode(f"{prompt}\n\n{msgspec.json.decode(found)}")
+        try:
+            theirs = msgspec.json.decode(found, type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None  # for the engine to refuse in its own words
+        return msgspec.json.encode(f"{prompt}\n\n{theirs}")
     if found.startswith(b"["):
         block = msgspec.json.encode({"type": "text", "text": prompt})
         empty = not found[1:-1].strip()

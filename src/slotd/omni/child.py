@@ -31,6 +31,12 @@ def letters(number: int) -> str:
     return name
 
 
+def _scope() -> trio.CancelScope:
+    """A child's own. It knows how long it has, so that its record tells running late from being left."""
+    left = trio.current_effective_deadline()
+    return trio.CancelScope(deadline=left) if left > trio.current_time() else trio.CancelScope()
+
+
 class Collected:
     """An :class:`slotd.exchange.inbound.Outbound` that keeps the answer."""
 
@@ -82,7 +88,7 @@ class Child:
             parent=self.parent.id,
             headers=headers,
             body=body,
-            scope=trio.CancelScope(),
+            scope=_scope(),
         )
         await self.exchange.run(inbound, out)
 
@@ -98,7 +104,7 @@ class Child:
             endpoint=ENDPOINTS[path],
             headers=[(b"content-type", content_type.encode()), *kept],
             body=body,
-            scope=trio.CancelScope(),
+            scope=_scope(),
         )
         answer = Collected()
         try:

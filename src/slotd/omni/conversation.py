@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -10,10 +12,11 @@ from slotd.artifacts import Artifacts
 from slotd.capability.choice import LoadedSlot
 from slotd.config import Config
 from slotd.errors import SlotdError, StreamStalled
+from slotd.exchange.race import first_of
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.omni.child import Child
 from slotd.omni.deltas import Deltas
-from slotd.omni.devices import Devices, give_back
+from slotd.omni.devices import Devices, give_back, let_go
 from slotd.omni.failure import TurnFailed, said
 from slotd.omni.fetch import FetchRules
 from slotd.omni.hands import Hands
@@ -21,7 +24,7 @@ from slotd.omni.report import Report, results_in_words, summary
 from slotd.omni.request import Chat
 from slotd.omni.round import Round
 from slotd.omni.tools import Offer
-from slotd.omni.turns import Final, HandOver, Retry, Rules, Run, State, Turn, step
+from slotd.omni.turns import Final, HandOver, Planned, Retry, Rules, Run, State, Turn, step
 from slotd.omni.voice import End, Voice
 
 __all__ = ["Conversation"]
@@ -57,7 +60,7 @@ class Conversation:
             state, following = step(state, last, rules, limit)
             match following:
                 case Run(planned):
-                    done = await self._round(state.rounds).run(planned)
+                    done = await self._run(state.rounds, planned)
                     reports += [report for report, _ in done]
                     state = state.answered(last, planned, [message for _, message in done])
                     await self._give_back([report for report, _ in done])
@@ -86,19 +89,31 @@ class Conversation:
         deltas = Deltas(self.chat.theirs, taken=state.ids, prefix=f"call-{number}")
         reading = self.voice.reading(deltas)
         limit_s = self.config.omni.turn_timeout_s
-        with trio.move_on_after(limit_s) as scope:
+        with trio.move_on_after(limit_s):
             try:
                 await self.child.turn(number, body, reading)
+                return await reading.turn()
             except SlotdError as error:
                 raise TurnFailed.of(error) from error
-        if scope.cancelled_caught:
-            raise TurnFailed.of(
-                StreamStalled(
-                    f"an answer of the model took longer than omni.turn_timeout_s = {limit_s:g} s",
-                    details={"limit": "turn_timeout_s"},
-                )
+        raise TurnFailed.of(
+            StreamStalled(
+                f"an answer of the model took longer than omni.turn_timeout_s = {limit_s:g} s",
+                details={"limit": "turn_timeout_s"},
             )
-        return await reading.turn()
+        )
+
+    async def _run(self, number: int, planned: Sequence[Planned]) -> list[tuple[Report, bytes]]:
+        """One round of tools; see :meth:`slotd.omni.round.Round.run`."""
+        tools, ended = self._round(number), False
+        try:
+            done = await tools.run(planned)
+            ended = True
+            return done
+        finally:
+            # A client that leaves in the middle of a picture must not leave the
+            # model driven out, for as long as a mode lasts by itself.
+            if not ended and self.caller is not None:
+                let_go(self.devices, self.caller, tools.slots(planned))
 
     def _round(self, number: int) -> Round:
         self.record.phase = "tools"
@@ -121,7 +136,14 @@ class Conversation:
         if self.caller is not None:
             used = {report.slot for report in reports if report.slot}
             self.record.phase = "restoring"
-            await give_back(self.devices, self.caller, used, self.config.omni.turn_timeout_s)
+            within_s = self.config.omni.turn_timeout_s
+            waiting = partial(give_back, self.devices, self.caller, used, within_s)
+            await first_of(waiting, *([self._comment_on_it] if self.voice.streams else []))
+
+    async def _comment_on_it(self) -> None:
+        while True:
+            await trio.sleep(self.config.server.heartbeat_every_s)
+            await self.voice.comment("the model waits for its device to be free again")
 
     async def _degrade(self, failed: TurnFailed, state: State, last: Turn, reports: list[Report]) -> None:
         """The model cannot go on: what its tools gave is the answer, or else its failure."""

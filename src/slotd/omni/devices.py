@@ -12,7 +12,7 @@ from slotd.arbiter.exclusive import Phase
 from slotd.arbiter.snapshot import ArbiterSnapshot, ModeShown
 from slotd.capability.choice import LoadedSlot
 
-__all__ = ["Devices", "give_back"]
+__all__ = ["Devices", "give_back", "let_go"]
 
 
 class Devices(Protocol):
@@ -34,6 +34,12 @@ def _taken(shown: ArbiterSnapshot, caller: LoadedSlot, used: Collection[str]) ->
         and mode.phase != Phase.RESTORING.value
         and (caller.name in mode.losers or caller.device == mode.device)
     ]
+
+
+def let_go(devices: Devices, caller: LoadedSlot, used: Collection[str]) -> None:
+    """:func:`give_back` for a chat that has ended: nobody waits for the caller, but others will want it."""
+    for mode in _taken(devices.changes.value, caller, used):
+        devices.release_device(mode.device)
 
 
 async def give_back(devices: Devices, caller: LoadedSlot, used: Collection[str], within_s: float) -> None:

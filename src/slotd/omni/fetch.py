@@ -9,9 +9,11 @@ changes nothing. Each redirect is judged anew.
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import httpx
@@ -87,8 +89,20 @@ def may_reach(host: str, address: str, private: Collection[str]) -> bool:
     return False
 
 
+LOOKUPS_MAX = 8
+
+_lookups: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("slotd-lookups")
+
+
 async def _resolve(host: str, port: int) -> list[str]:
-    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    # A name that no server answers for keeps its thread when it is given up.
+    # Threads of a limiter of their own: the rest of slotd never waits for these.
+    try:
+        limiter = _lookups.get()
+    except LookupError:
+        _lookups.set(limiter := trio.CapacityLimiter(LOOKUPS_MAX))
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=limiter)
     return [str(info[4][0]) for info in found]
 
 
@@ -105,6 +119,8 @@ async def fetch(url: str, rules: FetchRules, resolve: Resolve = _resolve) -> Med
         raise ToolFailed(f"fetching took longer than {rules.timeout_s:g} s (omni.fetch_timeout_s)") from exc
     except httpx.HTTPError as exc:
         raise ToolFailed(f"fetching failed: {exc or type(exc).__name__}") from exc
+    except (httpx.InvalidURL, UnicodeError) as exc:  # httpx itself looks at where a redirect leads
+        raise ToolFailed(f"it leads to what is no URL: {exc}") from exc
 
 
 async def _follow(url: str, rules: FetchRules, resolve: Resolve) -> Media:
@@ -119,9 +135,10 @@ async def _follow(url: str, rules: FetchRules, resolve: Resolve) -> Media:
 def _parsed(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as exc:
+        host = parsed.host  # an international name is only read here
+    except (httpx.InvalidURL, UnicodeError) as exc:
         raise ToolFailed(f"this is no URL: {exc}") from exc
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not host:
         raise ToolFailed("only http and https addresses are fetched")
     if parsed.userinfo:
         raise ToolFailed("an address with a user name or password is not fetched")
@@ -159,7 +176,7 @@ async def _address(url: httpx.URL, rules: FetchRules, resolve: Resolve) -> str:
     host = url.host
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        found = await resolve(host, port)
+        found = await resolve(url.raw_host.decode("ascii"), port)
     except (OSError, UnicodeError) as exc:
         raise ToolFailed(f"the host {host!r} cannot be found: {exc}") from exc
     for address in found:

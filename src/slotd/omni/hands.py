@@ -17,7 +17,7 @@ from slotd.omni.child import Child, Collected
 from slotd.omni.failure import ToolFailed
 from slotd.omni.fetch import FetchRules, fetch
 from slotd.omni.form import encode_form
-from slotd.omni.media import ARTIFACTS, Media, find, sniff
+from slotd.omni.media import ARTIFACTS, Media, find, read_data_url, sniff
 from slotd.omni.tools import (
     AnalyzeImage,
     Arguments,
@@ -38,6 +38,9 @@ TEXT_MAX = 64_000
 
 NUMBERS_MAX = 1024
 """More numbers than these are kept for the client, and not shown to the model."""
+
+URL_MAX = 4096
+"""The longest address of a picture that is shown to the model; characters."""
 
 LIKENESS_MAX = 16
 """Of so many texts it is told how alike each two are."""
@@ -175,10 +178,14 @@ class Hands:
             if picture.b64_json:
                 try:
                     data = binascii.a2b_base64(picture.b64_json)
-                except binascii.Error as error:
+                except ValueError as error:  # a bare one for what is not ASCII
                     raise ToolFailed(f"the engine's picture cannot be read: {error}") from error
                 kept.append(self._keep(data, sniff(data, "image/png")))
-            elif picture.url:
+            elif picture.url and picture.url[:5].lower() == "data:":
+                # Megabytes that are called an address are still not for the model to read.
+                media = read_data_url(picture.url)
+                kept.append(self._keep(media.data, media.content_type))
+            elif picture.url and len(picture.url) <= URL_MAX:
                 elsewhere.append({"url": picture.url})
         if not kept and not elsewhere:
             raise ToolFailed("the engine gave no picture")

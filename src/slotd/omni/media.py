@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from slotd.artifacts import Artifacts
 from slotd.omni.failure import ToolFailed
 
-__all__ = ["ARTIFACTS", "Media", "find", "sniff"]
+__all__ = ["ARTIFACTS", "Media", "find", "read_data_url", "sniff"]
 
 ARTIFACTS = "/api/artifacts/"
 UNKNOWN = "application/octet-stream"
@@ -31,6 +31,7 @@ _ENDINGS = {
 }
 
 _line_ends = re.compile(r"[\r\n]+")
+_kind = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ async def find(given: str, artifacts: Artifacts, fetch: Callable[[str], Awaitabl
     """
     given = given.strip()
     if given[:5].lower() == "data:":
-        return _data_url(given)
+        return read_data_url(given)
     lowered = given.lower()
     address = lowered.startswith(("http://", "https://"))
     path = _path(given) if address else given
@@ -99,13 +100,17 @@ def _path(url: str) -> str:
         return ""
 
 
-def _data_url(url: str) -> Media:
+def read_data_url(url: str) -> Media:
+    """What is in a ``data:`` URL. Raises :class:`ToolFailed`."""
     head, comma, data = url[5:].partition(",")
     if not comma:
         raise ToolFailed("a data URL without data")
     kind, *parameters = head.split(";")
     packed = any(p.strip().lower() == "base64" for p in parameters)
-    return _typed(_base64(data) if packed else unquote_to_bytes(data), kind.strip().lower() or UNKNOWN)
+    kind = kind.strip().lower()
+    # It becomes a line of a form's: more than a name must not go through.
+    said = kind if _kind.fullmatch(kind) else UNKNOWN
+    return _typed(_base64(data) if packed else unquote_to_bytes(data), said)
 
 
 def _typed(data: bytes, said: str) -> Media:
@@ -119,5 +124,5 @@ def _base64(text: str) -> bytes:
     text += "=" * (-len(text) % 4)
     try:
         return binascii.a2b_base64(text, strict_mode=True)
-    except binascii.Error as error:
+    except ValueError as error:  # a bare one for what is not ASCII
         raise ToolFailed(f"neither base64 nor a URL: {error}") from error

@@ -122,7 +122,8 @@ def read_chat(body: bytes) -> Chat:
     try:
         asked = _asked.decode(body)
         fields = {key: value.copy() for key, value in _members.decode(body).items()}
-    except msgspec.ValidationError as error:
+        _options(fields.get("stream_options"))  # each turn reads them again
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestInvalid(f"an omni chat cannot be read: {error}", param=_where(str(error))) from error
     if not asked.omni:
         raise RequestInvalid("`omni` is true or false", param="omni")
@@ -150,7 +151,7 @@ def _name(tool: msgspec.Raw) -> str:
     """The name of a client's tool. One that cannot be read is for the engine to refuse."""
     try:
         function = _tool.decode(tool).function
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     return function.name if function is not None else ""
 

@@ -71,6 +71,11 @@ class Round:
             await self._side_by_side(ready, done)
         return [done[place] for place in range(len(planned))]
 
+    def slots(self, planned: Sequence[Planned]) -> frozenset[str]:
+        """Which slots :meth:`run` has to do with."""
+        found = (self._prepare(place, plan) for place, plan in enumerate(planned))
+        return frozenset(tool.slot.name for tool in found if isinstance(tool, _Ready))
+
     def _prepare(self, place: int, plan: Planned) -> _Ready | tuple[Report, bytes]:
         id, name = f"{self.id}.{letters(place)}", plan.call.name
         if plan.refusal:
