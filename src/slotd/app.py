@@ -310,7 +310,7 @@ class Slotd:
             self.records,
             lambda: settings.value.policy,
             self.bus,
-            self.artifacts.put,
+            self.artifacts.together,
         )
         omni = Omni(
             exchange,
@@ -350,6 +350,7 @@ class Slotd:
             version=VERSION,
         )
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.watch)
             self._supervisor.start(ChildSpec("dispatcher", self.dispatcher.run))
             await self.dispatcher.mailbox.wait_open()
             self.dispatcher.refresh()
@@ -395,10 +396,10 @@ class Slotd:
         """Tell the log what happened, for whoever watches the console."""
 
         def told(event: Event) -> bool:
-            return event.kind in NARRATED and (event.kind != types.REQUEST_FINISHED or says("info"))
+            return event.kind != types.REQUEST_FINISHED or says("info")
 
         room = self.config.server.event_buffer
-        with self.bus.subscribe(max_buffered=room, match=told, lasting=True) as events:
+        with self.bus.subscribe(max_buffered=room, kinds=NARRATED, match=told, lasting=True) as events:
             async for event in events:
                 if isinstance(event, Gap):
                     continue

@@ -234,3 +234,37 @@ async def test_a_grant_that_meets_a_cancellation_is_settled_one_way(
                 question.answer(1)
         assert granted == ([1] if grant_first else [])
         assert await mailbox.receive() == "release"
+
+
+async def test_a_question_that_is_put_is_open_until_it_is_waited_for_or_given_up() -> None:
+    box: Mailbox[Question] = Mailbox("clerk")
+    box.open()
+    given_up, answered = box.put(is_itself), box.put(is_itself)
+    assert not given_up.settled
+    assert box.open_asks == 2
+    given_up.abandon()
+    assert box.open_asks == 1
+    for _ in range(2):
+        (await box.receive()).answer(7)
+    assert box.open_asks == 0
+    assert (answered.answered, answered.result()) == (True, 7)
+    refused = box.put(is_itself)
+    box.close()
+    assert refused.settled
+    assert not refused.answered
+    with pytest.raises(ActorGone):
+        refused.result()
+    with pytest.raises(ActorGone):
+        box.put(is_itself)
+
+
+async def test_one_that_is_answered_as_it_is_put_is_never_open() -> None:
+    box: Mailbox[Question] = Mailbox("clerk")
+
+    def take(question: Question) -> bool:
+        assert box.open_asks == 0
+        return question.answer(7)
+
+    box.open(take)
+    assert box.put(is_itself).result() == 7
+    assert box.open_asks == 0

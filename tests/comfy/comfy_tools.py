@@ -16,6 +16,7 @@ from slotd.comfy.adapter import ComfyAdapter
 from slotd.comfy.asked import Shelf
 from slotd.comfy.job import Limits
 from slotd.comfy.workflow import Workflow, read_workflow
+from slotd.errors import AnswerTooLarge
 from slotd.testing import ComfyKnobs, FakeEngine, FakeServer, comfy_command
 from slotd.wire.http1 import Http1Pool
 
@@ -30,8 +31,9 @@ PLAIN_EDIT = read_workflow(WORKFLOWS / "plain-edit.json", edits=True)
 
 @dataclass
 class Told:
-    """Implements :class:`slotd.adapt.Reply`: remembers everything."""
+    """Implements :class:`slotd.adapt.Reply`: remembers everything. ``room``: for so many pictures."""
 
+    room: int = 1000
     words: list[str] = field(default_factory=list)
     kept: list[tuple[bytes, str]] = field(default_factory=list)
     answer: dict[str, Any] = field(default_factory=dict)
@@ -49,6 +51,8 @@ class Told:
         self.progressed()
 
     def keep(self, data: bytes, content_type: str) -> str:
+        if len(self.kept) == self.room:
+            raise AnswerTooLarge("there is no room for another")
         self.kept.append((data, content_type))
         return f"http://slotd/api/artifacts/{len(self.kept)}"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,6 +67,15 @@ async def test_a_picture_as_base64() -> None:
         assert not told.kept
 
 
+async def test_what_cannot_be_kept_comes_itself() -> None:
+    with trio.fail_after(GUARD_S), studio() as fake:
+        told = await fake.draw({**HOUSE, "n": 3}, Told(room=2))
+        first, second, third = told.answer["data"]
+        assert ("url" in first, "url" in second) == (True, True)
+        assert list(third) == ["b64_json"]
+        assert graph_of(read_png(base64.b64decode(third["b64_json"])).texts)["3"]["inputs"]["seed"] == 9
+
+
 async def test_several_pictures_are_several_prompts_with_seeds_of_their_own() -> None:
     with trio.fail_after(GUARD_S), studio() as fake:
         told = await fake.draw({**HOUSE, "n": 3, "seed": 2**64 - 1})
@@ -105,7 +116,10 @@ async def test_an_edit_from_a_form_works_on_the_clients_picture() -> None:
         assert name.startswith("slotd/")
         assert name.endswith(".png [temp]")
         assert "cat" not in name
-        assert (await fake.engine.stats())["uploads"] == 1
+        stats = await fake.engine.stats()
+        assert stats["uploads"] == 1
+        # What it drew goes when it starts anew; of what the client gave it nothing stays.
+        assert stats["stored"] == {"input": 0, "output": 0, "temp": len(told.kept[0][0])}
 
 
 @pytest.mark.parametrize(
@@ -282,6 +296,31 @@ async def test_who_leaves_while_it_is_drawn_has_it_interrupted() -> None:
         assert (stats["interrupted"], stats["finished"]) == (1, 0)
 
 
+async def test_who_leaves_leaves_no_picture_there() -> None:
+    edit = {"prompt": "a hat", "image": base64.b64encode(b"a cat").decode()}
+    with trio.fail_after(GUARD_S), studio(ComfyKnobs(hold=True)) as fake:
+        told = Told()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(fake.draw, workflow=PLAIN_EDIT), edit, told)
+            await told.until_said("node 1")
+            assert (await fake.engine.stats())["stored"]["temp"] == len(b"a cat")
+            nursery.cancel_scope.cancel()
+        assert (await fake.engine.stats())["stored"]["temp"] == 0
+
+
+async def test_a_picture_that_cannot_be_taken_away_again_spoils_no_answer() -> None:
+    edit = {"prompt": "a hat", "image": base64.b64encode(b"a cat").decode()}
+
+    class Last(Told):
+        async def document(self, body: bytes, *, content_type: str = "application/json") -> None:
+            await super().document(body, content_type=content_type)
+            os.kill((await fake.engine.stats())["pid"], signal.SIGKILL)
+
+    with trio.fail_after(GUARD_S), studio() as fake:
+        told = await fake.draw(edit, Last(), workflow=PLAIN_EDIT)
+        assert len(told.answer["data"]) == 1
+
+
 async def test_an_interrupt_that_comes_too_early_is_sent_again() -> None:
     told = Told()
     with trio.fail_after(GUARD_S), studio(ComfyKnobs(hold=True, lose_interrupts=2)) as fake:
@@ -364,7 +403,7 @@ async def test_pictures_are_bounded_and_stay_in_their_place() -> None:
         try:
             api = Api(http)
             await fake.draw(HOUSE)
-            picture = Picture("slotd_00001_.png", "", "output")
+            picture = Picture("ComfyUI_temp_fakes_00001_.png", "", "temp")
             data, kind = await api.view(picture, 10_000)
             assert read_png(data).width == 48
             assert kind == "image/png"

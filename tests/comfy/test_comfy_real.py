@@ -17,7 +17,7 @@ import pytest
 import trio
 from comfy_tools import LIMITS, PLAIN, PLAIN_EDIT, SDXL, Studio, Told, graph_of
 
-from slotd.comfy.api import Api
+from slotd.comfy.api import Api, Picture
 from slotd.comfy.job import STOP_TIMEOUT_S
 from slotd.comfy.workflow import Workflow, parse_workflow
 from slotd.errors import EngineError, RequestUnprocessable
@@ -83,6 +83,13 @@ async def test_an_edit(comfy: Studio) -> None:
         edited = await comfy.draw({"prompt": "invert", "image": before}, workflow=PLAIN_EDIT)
         old, new = read_png(base64.b64decode(before)), read_png(edited.kept[0][0])
         assert [a + b for a, b in zip(old.colour, new.colour, strict=True)] == [255] * 3
+        # Nothing is left of the client's picture.
+        where, _, name = graph_of(new.texts)["1"]["inputs"]["image"].removesuffix(" [temp]").rpartition("/")
+        http = Http1Pool(comfy.engine.host, comfy.engine.port)
+        try:
+            assert (await Api(http).view(Picture(name, where, "temp"), 1000))[0] == b""
+        finally:
+            http.close()
 
 
 async def test_events(comfy: Studio) -> None:

@@ -162,3 +162,14 @@ def test_what_is_shipped_is_sound() -> None:
     assert files
     for path in files:
         assert "prompt" in read_workflow(path, edits="-" in path.stem).uses
+
+
+def test_nothing_that_the_shipped_ones_draw_stays_in_comfyui() -> None:
+    """It throws away what its previews put out, and nothing else."""
+    names = [path.name for path in SHIPPED.glob("*.json")]
+    assert len(names) >= 5
+    for name in names:
+        workflow = parse_workflow((SHIPPED / name).read_bytes())
+        kinds = {node["class_type"] for node in workflow.graph.values()}
+        assert "PreviewImage" in kinds, name
+        assert not any(kind.startswith("Save") for kind in kinds), name

@@ -23,6 +23,7 @@ NAMES = st.text("ab/.*?[]!-^\n", max_size=8)
 @example(["*", "", "a", "*", "a"], ["a", ""])
 @example(["[", "a[b", "[]]", "[!]]a", "[]", "]a", "a]*"], ["[", "a[b", "]", "ba", "[]", "]a", "a]"])
 @example(["a**b", "*ab*ba*", "*a*a"], ["ab", "aba", "abba", "a", "aa"])
+@example(["*]", "a*]b"], ["]?", "a]", "a]]b"])
 @example(["[a*]b", "?[*"], ["ab", "*b", "b[", "b[a"])
 def test_it_finds_what_a_scan_in_declared_order_finds(patterns: list[str], names: list[str]) -> None:
     index = GlobIndex(patterns)

@@ -133,6 +133,17 @@ def test_edits_go_to_a_slot_that_edits_unless_there_is_none() -> None:
         assert outcome(compile_table([plain, able]), model, "/v1/images/generations") == "slot:img"
 
 
+def test_infill_without_a_model_goes_to_a_slot_that_can_unless_there_is_none() -> None:
+    plain = SlotEntry("chat", "llm", "smollm2", default=True)
+    able = SlotEntry("coder", "llm", "qwen", labels=("infill",))
+    both = compile_table([plain, able])
+    assert outcome(both, None, "/infill") == "slot:coder"
+    assert outcome(both, "chat", "/infill") == "slot:chat"
+    assert outcome(both, None, "/v1/completions") == "slot:chat"
+    assert outcome(both, "nobody", "/infill") is None
+    assert outcome(compile_table([plain]), None, "/infill") == "slot:chat"
+
+
 @pytest.mark.parametrize(
     ("path", "model", "slot", "rule"),
     [

@@ -83,6 +83,28 @@ async def test_several_pictures_and_both_formats(slotd_harness: Start) -> None:
             assert (await slotd.fake("image").stats())["finished"] == 4
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_url_of_an_answer_is_dead(slotd_harness: Start, stream: bool) -> None:
+    """What cannot be kept beside the answer's others comes itself."""
+    words = "a house " * 25_000  # every picture says what it was made from
+    more = "[omni]\nartifacts_mb = 1\n"
+    with trio.fail_after(GUARD_S):
+        async with slotd_harness({"image": studio()}, more=more) as slotd, client(slotd) as http:
+            many = {"prompt": words, "n": 8, "response_format": "url", "stream": stream}
+            answer = await draw(http, **many)
+            items = (
+                answer.json()["data"]
+                if not stream
+                else [json.loads(f.data) for f in frames(answer.content) if f.event]
+            )
+            kinds = ["url" if "url" in item else "b64_json" for item in items]
+            assert kinds == ["url"] * 5 + ["b64_json"] * 3
+            drawn = [(await http.get(item["url"])).content for item in items[:5]]
+            drawn += [base64.b64decode(item["b64_json"]) for item in items[5:]]
+            seeds = [json.loads(read_png(data).texts["prompt"])["3"]["inputs"]["seed"] for data in drawn]
+            assert seeds == list(range(7, 15))
+
+
 async def test_workflows_are_models(slotd_harness: Start) -> None:
     with trio.fail_after(GUARD_S):
         async with slotd_harness({"image": studio(aliases=["dall-e-3"])}) as slotd, client(slotd) as http:

@@ -43,6 +43,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"where": {"type": "string"}}},
     },
 }
+GENERATIONS = "/v1/images/generations"
 DONE = {"content": "Here it is."}
 
 
@@ -346,6 +347,9 @@ async def test_an_operator_ends_a_tool_or_the_whole(slotd_harness: Start) -> Non
             assert (await http.delete(f"/api/requests/{await live('omni')}")).status_code == 200
             whole = await answer.result()
             assert (whole.status_code, code(whole)) == (499, "request.cancelled")
+            assert [(r.path, r.outcome, r.error) for r in slotd.slotd.records.recent()[:2]] == [
+                (path, "error", "request.cancelled") for path in (CHAT, GENERATIONS)
+            ]
             await idle_again(slotd.fake("image"), "an operator ended the chat")
 
 
@@ -426,6 +430,26 @@ async def test_each_round_of_pictures_brings_the_model_back_once(slotd_harness: 
             assert starts(slotd, "chat", "image") == [3, 2]
             once = ["entering", "exclusive", "shared"]
             assert await modes(slotd) == once * 2
+
+
+async def test_a_slot_that_stood_in_gives_the_device_back_too(slotd_harness: Start) -> None:
+    """The model's device is taken by the one that drew, and not by the one that was asked to."""
+    slots = one_gpu()
+    slots["chat"] = caller(calling(DRAW), DONE, device="gpu0", drain_timeout_s=0.5)
+    slots["stand-in"] = slots["image"]
+    slots["image"] = fake_slot(Knobs(crash_at_start=True), type="image", default=True, fallbacks=["stand-in"])
+    with trio.fail_after(GUARD_S):
+        async with (
+            slotd_harness(slots, server={"turn_hold_s": 0.05}, more=PLENTY) as slotd,
+            client(slotd) as http,
+        ):
+            document = (await post(http)).json()
+            [tool] = document["slotd"]["tools"]
+            assert (tool["status"], document["slotd"]["ended"]) == ("ok", "final")
+            record = (await http.get(f"/api/requests/{tool['id']}")).json()
+            assert (record["target"], record["fallback_from"]) == ("slot:stand-in", "image")
+            assert starts(slotd, "chat", "stand-in") == [2, 1]
+            assert await modes(slotd) == ["entering", "exclusive", "shared"]
 
 
 async def test_a_model_that_cannot_come_back_leaves_the_results(slotd_harness: Start, tmp_path: Path) -> None:

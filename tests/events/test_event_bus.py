@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from slotd.events import Event, EventBus, Gap, Subscription
 
@@ -66,7 +66,7 @@ async def test_a_waiting_reader_is_woken() -> None:
                 assert item.kind == "late"
 
             nursery.start_soon(read)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             events.publish("late", {})
 
 
@@ -196,6 +196,77 @@ async def test_what_is_not_selected_takes_no_room_and_is_not_missed() -> None:
         assert await rest(reader) == [Gap(1, 11), 11, 21]
 
 
+async def test_kinds_select_in_the_replay_and_live() -> None:
+    events = bus()
+    for kind in ("a", "b", "a"):
+        events.publish(kind, {})
+    with events.subscribe(after=0, kinds={"a"}) as some, events.subscribe(kinds={"b", "c"}) as others:
+        for kind in ("b", "a", "c"):
+            events.publish(kind, {})
+        events.subscribe(kinds={"b"}).close()
+        with events.subscribe(kinds={"a"}) as late:
+            events.publish("a", {})
+            events.close()
+            assert await rest(some) == [1, 3, 5, 7]
+            assert await rest(others) == [4, 6]
+            assert await rest(late) == [7]
+
+
+# --- many at once ----------------------------------------------------------------------
+
+
+async def test_what_comes_within_a_while_is_gathered_and_wakes_once(autojump_clock: MockClock) -> None:
+    events, gathered = bus(100), list[list[Event | Gap]]()
+
+    async def reader() -> None:
+        with events.subscribe() as mine:
+            task_steps.clear()
+            gathered.append(await mine.gather(100, 2.0))
+            gathered.append(await mine.gather(3, 2.0))
+            gathered.append(await mine.gather(3, 2.0))
+            with pytest.raises(StopAsyncIteration):
+                await mine.gather(3, 2.0)
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.name.endswith("reader"):
+                task_steps.append(trio.current_time())
+
+    task_steps: list[float] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(steps := Steps())
+        for _ in range(10):
+            events.publish("tick", {})
+            await trio.sleep(0.1)
+        await trio.sleep(1.5)
+        assert len(gathered) == 1
+        assert len(task_steps) <= 4, "it was woken for each"
+        publish(events, 4)  # more than it wants: at once
+        await wait_all_tasks_blocked()
+        trio.lowlevel.remove_instrument(steps)
+        assert [len(items) for items in gathered] == [10, 3]
+        events.close()
+    assert [len(items) for items in gathered] == [10, 3, 1]
+
+
+async def test_gathering_that_is_cancelled_has_taken_nothing(autojump_clock: MockClock) -> None:
+    events = bus()
+    with events.subscribe(max_buffered=2) as mine:
+        publish(events, 2)
+        with trio.move_on_after(1):
+            await mine.gather(10, 5.0)
+        publish(events, 1)
+        assert await mine.gather(10, 5.0) == [Gap(1, 2), *mine_after(events, 1)]
+        events.close()
+
+
+def mine_after(events: EventBus, seq: int) -> list[Event | Gap]:
+    with events.subscribe(after=seq) as again:
+        return again.drain(100)
+
+
 async def test_a_gap_with_nothing_selected_behind_it_says_where_the_reader_stands() -> None:
     events = bus(2)
     publish(events, 5)
@@ -234,7 +305,7 @@ async def test_closing_the_bus_ends_a_waiting_reader() -> None:
                 assert await rest(reader) == []
 
             nursery.start_soon(read)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             events.close()
             events.close()
 
@@ -264,7 +335,7 @@ async def test_closing_a_subscription_drops_what_it_holds_and_wakes_its_reader()
             assert await rest(reader) == []
 
         nursery.start_soon(read)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         with reader:
             pass
 
@@ -274,7 +345,7 @@ async def test_only_one_task_may_wait() -> None:
     with events.subscribe() as reader:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rest, reader)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await anext(reader)
             events.close()
@@ -283,7 +354,7 @@ async def test_only_one_task_may_wait() -> None:
 # --- cancellation --------------------------------------------------------------------
 
 
-async def test_cancelling_a_read_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_cancelling_a_read_loses_nothing(autojump_clock: MockClock) -> None:
     events = bus()
     with events.subscribe() as reader:
         with trio.move_on_after(15) as quiet:
@@ -312,7 +383,7 @@ async def test_an_event_and_a_cancellation_at_once_lose_nothing() -> None:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read, scope)
-                await trio.testing.wait_all_tasks_blocked()
+                await wait_all_tasks_blocked()
                 if cancel_first:
                     scope.cancel()
                 publish(events, 1)
@@ -321,7 +392,7 @@ async def test_an_event_and_a_cancellation_at_once_lose_nothing() -> None:
         assert seen + await rest(reader) == [1, 2]
 
 
-async def test_a_cancelled_reader_leaves_nothing_behind(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_reader_leaves_nothing_behind(autojump_clock: MockClock) -> None:
     events = bus()
     with trio.move_on_after(1), events.subscribe() as reader:
         await rest(reader)

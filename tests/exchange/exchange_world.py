@@ -7,11 +7,12 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import trio
 
-from slotd.actor import Snapshot
+from slotd.actor import Reply, Snapshot
 from slotd.artifacts import Artifacts
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.dispatch import Route, SlotTarget
@@ -25,6 +26,7 @@ from slotd.exchange.transport import Response
 from slotd.process.plan import Address
 from slotd.slot.backend import Abilities
 from slotd.slot.lease import Fate, Lease
+from slotd.slot.messages import Acquire
 from slotd.slot.state import SlotSnapshot, SlotState
 
 JSON = (b"content-type", b"application/json")
@@ -92,6 +94,34 @@ class Answer:
         self.ended = True
 
 
+class _Scripted(Reply[Lease]):
+    """A slot's reply: refusals and grants at once, seconds when they have passed."""
+
+    def __init__(self, lease: Callable[[], Lease], todo: list[Do]) -> None:
+        super().__init__()
+        self._lease, self._todo = lease, todo
+        self._seconds = 0.0
+
+    def play(self) -> None:
+        while self._todo:
+            match self._todo.pop(0):
+                case None:
+                    break
+                case Exception() as refusal:
+                    self.refuse(refusal)
+                    return
+                case seconds:
+                    self._seconds = float(seconds)
+                    return
+        self.answer(self._lease())
+
+    async def wait(self) -> Lease:
+        while not self.settled:
+            await trio.sleep(self._seconds)
+            self.play()
+        return await super().wait()
+
+
 class World:
     """Dispatcher, slot manager, pools and remote of one exchange.
 
@@ -136,7 +166,7 @@ class World:
             self.records,
             lambda: policy,
             self.bus,
-            Artifacts().put,
+            Artifacts().together,
         )
 
     def show(self, name: str, **facts: Any) -> None:
@@ -144,6 +174,9 @@ class World:
         self.cells[name].publish(replace(self.cells[name].value, **facts))
 
     # dispatcher
+    def known(self, model: str | None, path: str) -> Route | None:
+        return None
+
     async def resolve(self, model: str | None, path: str) -> Route:
         await trio.lowlevel.checkpoint()
         route = self.route.pop(0) if isinstance(self.route, list) else self.route
@@ -156,20 +189,20 @@ class World:
         self.failures.append(name)
 
     # slots
-    async def acquire(self, slot: str, lease_id: str, **how: Any) -> Lease:
-        assert lease_id not in self.held, "each lease has a name of its own"
-        self.held.append(lease_id)
-        self.asked.append(Ask(slot, lease_id, trio.current_time(), **how))
-        await trio.lowlevel.checkpoint()
-        todo = self.slots[slot]
-        while todo:
-            match todo.pop(0):
-                case None:
-                    break
-                case Exception() as refusal:
-                    raise refusal
-                case seconds:
-                    await trio.sleep(seconds)
+    def ask_for(self, slot: str, event: Acquire) -> Reply[Lease]:
+        """Answers at once what the script lets it, as an actor at rest does."""
+        assert event.id not in self.held, "each lease has a name of its own"
+        self.held.append(event.id)
+        assert event.since is not None
+        now = trio.current_time()
+        self.asked.append(
+            Ask(slot, event.id, now, event.model, event.wait, event.since, event.priority, event.replay)
+        )
+        reply = _Scripted(partial(self._lease, slot, event.id), self.slots[slot])
+        reply.play()
+        return reply
+
+    def _lease(self, slot: str, lease_id: str) -> Lease:
         self.generation += 1
         pool = cast(Any, self)
         return Lease(
@@ -262,11 +295,27 @@ def again(request: Inbound) -> Inbound:
     return replace(request, scope=trio.CancelScope())
 
 
+@asynccontextmanager
+async def guarding(exchange: Exchange) -> AsyncIterator[None]:
+    """The exchange's own task beside what is done with it. Errors come out as they are."""
+    failed: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.watch)
+        try:
+            yield
+        except Exception as exc:
+            failed = exc
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
 async def run(world: World, client: Client, request: Inbound | None = None) -> RequestRecord:
     """One request, after which nothing is held, whatever came of it."""
     try:
-        with trio.fail_after(HANGS_S):
-            await world.exchange.run(again(request or inbound()), client)
+        async with guarding(world.exchange):
+            with trio.fail_after(HANGS_S):
+                await world.exchange.run(again(request or inbound()), client)
     finally:
         assert world.held == [], "a lease leaked"
         assert world.records.live_count == 0

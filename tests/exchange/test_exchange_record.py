@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,6 +77,35 @@ async def test_the_book_keeps_the_live_and_the_last_few() -> None:
     assert records[4].total_s is not None
     assert records[4].as_dict()["phase"] == "done"
     assert json.dumps(records[5].as_dict())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_what_is_made_on_behalf_of_a_request_has_its_cause(depth: int) -> None:
+    book = RecordBook(10, lambda r: None)
+    family = [record("r0"), *(replace(record(f"r{n + 1}"), parent=f"r{n}") for n in range(depth))]
+    other = replace(record("other"), parent="another")
+    for r in (*family, other):
+        book.open(r)
+    assert book.cancel("r0")
+    for r in (other, *reversed(family)):
+        r.outcome = "client_gone"  # as it looks from inside
+        book.close(r)
+    assert [(r.outcome, r.error) for r in family] == [("error", "request.cancelled")] * len(family)
+    assert (other.outcome, other.error) == ("client_gone", None)
+
+
+async def test_what_had_ended_before_keeps_its_own_end() -> None:
+    book = RecordBook(10, lambda r: None)
+    for outcome, error in (("ok", None), ("error", "slot.stalled"), ("client_gone", None)):
+        parent, child = record("r"), replace(record("r.1"), parent="r")
+        book.open(parent)
+        book.open(child)
+        if outcome != "client_gone":
+            assert book.cancel("r")
+        child.outcome, child.error = outcome, error
+        book.close(child)
+        book.close(parent)
+        assert (child.outcome, child.error) == (outcome, error)
 
 
 async def test_only_a_live_request_can_be_cancelled() -> None:

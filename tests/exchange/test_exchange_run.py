@@ -20,7 +20,7 @@ from slotd.errors import (
 )
 from slotd.exchange.inbound import ClientGone
 from slotd.exchange.policy import Policy
-from slotd.exchange.stall import LATE
+from slotd.exchange.stall import LATE_S
 from slotd.exchange.transport import BrokenUpstream
 from slotd.slot.state import Fault
 from slotd.wire.http1 import UpstreamBroken
@@ -155,7 +155,7 @@ async def test_a_stall_is_told_or_breaks_the_answer_off(
     else:
         with pytest.raises(SlotdError):
             await run(world, client)
-    assert 5 <= trio.current_time() <= 5 * (1 + LATE)
+    assert 5 <= trio.current_time() <= 5 + LATE_S
     assert world.finished[0].error == "slot.stalled"
 
 

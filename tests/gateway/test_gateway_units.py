@@ -6,6 +6,9 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from slotd.capability.endpoints import ENDPOINTS, TYPES, endpoint_for
@@ -111,6 +114,30 @@ def test_finished_requests_are_counted_by_what_became_of_them() -> None:
     assert ("slotd_tokens_total", ("out", "slot chat")) not in found
     assert found["slotd_wait_seconds_count", ("slot chat",)] == 2
     assert found["slotd_request_seconds_sum", ("none",)] == 2.0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["slot:a", "slot:b"]),
+            st.floats(0, 1000) | st.sampled_from([0.005, 0.1, 1.0, 600.0]),
+        )
+    )
+)
+def test_times_are_told_as_the_librarys_own_histogram_tells_them(seen: list[tuple[str, float]]) -> None:
+    metrics, registry = Metrics(dict, lambda: 0), CollectorRegistry()
+    buckets = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+    oracle = Histogram("slotd_request_seconds", "", ["target"], registry=registry, buckets=buckets)
+    for target, seconds in seen:
+        record = RequestRecord("r", "/v1/completions", "", 0.0, 0.0, target=target, total_s=seconds)
+        metrics.count(record)
+        oracle.labels(target).observe(seconds)
+
+    def lines(text: bytes) -> set[str]:
+        told = text.decode().splitlines()
+        return {line for line in told if line.startswith("slotd_request_seconds") and "_created" not in line}
+
+    assert lines(metrics.render()[0]) == lines(generate_latest(registry))
 
 
 def test_two_slotds_in_one_process_do_not_share_their_metrics() -> None:

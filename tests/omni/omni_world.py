@@ -18,7 +18,8 @@ from slotd.capability.endpoints import ENDPOINTS
 from slotd.config import Config, OmniConfig
 from slotd.dispatch import Route, SlotTarget, UpstreamTarget
 from slotd.errors import SlotdError
-from slotd.exchange.answer import EVENTS
+from slotd.exchange.accounted import accounted
+from slotd.exchange.answer import EVENTS, Answer
 from slotd.exchange.inbound import ClientGone, Inbound, Outbound
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.render import error_response, sse_error
@@ -30,6 +31,7 @@ SPEECH = "/v1/audio/speech"
 EMBED = "/v1/embeddings"
 PNG = b"\x89PNG\r\n\x1a\n and more"
 PNG_BASE64 = "iVBORw0KGgogYW5kIG1vcmU="
+RECORDS = 100
 
 Do = Callable[[Inbound, Outbound], Awaitable[None]]
 
@@ -114,6 +116,21 @@ def picture(after_s: float = 0.0) -> Do:
     return gives({"created": 0, "data": [{"b64_json": PNG_BASE64}]}, after_s=after_s)
 
 
+def carried(do: Do, records: RecordBook, slot: str) -> Do:
+    """With a record of its own, as by the exchange, which says that ``slot`` has done it."""
+
+    async def carry(inbound: Inbound, out: Outbound) -> None:
+        now = trio.current_time()
+        record = RequestRecord(
+            inbound.id, inbound.path, "", now, 0.0, parent=inbound.parent, scope=inbound.scope
+        )
+        record.target = str(SlotTarget(slot))
+        answer = Answer(out, record, inbound.endpoint.dialect)
+        await accounted(records, answer, lambda: do(inbound, out))
+
+    return carry
+
+
 def refuses(error: SlotdError, *, streamed: bool = False) -> Do:
     """As the exchange does: a response, or the last event of a stream that has begun with comments."""
 
@@ -161,6 +178,7 @@ class World:
         slots: Sequence[LoadedSlot] = SLOTS,
         remote: bool = False,
         omni: dict[str, Any] | None = None,
+        artifacts: Artifacts | None = None,
         **tools: Sequence[Do],
     ) -> None:
         self.turns = list(turns)
@@ -169,9 +187,9 @@ class World:
         self.remote = remote
         self.seen: list[Inbound] = []
         self.finished: list[RequestRecord] = []
-        self.records = RecordBook(100, self.finished.append)
+        self.records = RecordBook(RECORDS, self.finished.append)
         self.devices = Mode()
-        self.artifacts = Artifacts()
+        self.artifacts = artifacts or Artifacts()
         self.running = self.most = 0
         config = Config(omni=OmniConfig(**(omni or {})))
         self.omni = Omni(

@@ -13,12 +13,14 @@ from omni_world import (
     IMAGES,
     PNG,
     PNG_BASE64,
+    RECORDS,
     SLOTS,
     SPEECH,
     Client,
     World,
     asked,
     call,
+    carried,
     form,
     gives,
     inbound,
@@ -30,9 +32,11 @@ from omni_world import (
 from trio.testing import MockClock
 
 from slotd.arbiter.snapshot import ArbiterSnapshot, ModeShown
+from slotd.artifacts import ArtifactLimits, Artifacts
 from slotd.capability.choice import LoadedSlot
 from slotd.errors import GpuExclusive, ServerStopping, SlotLoading
 from slotd.exchange.inbound import ClientGone, Inbound, Outbound
+from slotd.exchange.record import RequestRecord
 
 DRAW = call("generate_image", {"prompt": "a cat"})
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -490,6 +494,40 @@ async def test_a_client_that_leaves_ends_everything(autojump_clock: MockClock) -
     assert world.finished[0].outcome == "client_gone"
 
 
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_what_is_ended_with_the_whole_is_recorded_so(autojump_clock: MockClock, stopping: bool) -> None:
+    """A tool and a turn, too: none of them has been left by its client."""
+    for turns, ended in (([says(None, DRAW)], "req-1.1.a"), ([gives({}, after_s=100)], "req-1.1")):
+        world = World(images=[picture(after_s=100)])
+        world.turns = [carried(turn, world.records, "chat") for turn in turns]
+        world.tools = {"images": [carried(picture(after_s=100), world.records, "draw")]}
+        async with trio.open_nursery() as nursery:
+            client = Client()
+            nursery.start_soon(run, world, asked(), client)
+            await trio.sleep(1)
+            if stopping:
+                world.records.end_all(ServerStopping("going down"))
+            else:
+                assert world.records.cancel("req-1")
+        code = "server.stopping" if stopping else "request.cancelled"
+        assert client.document["error"]["code"] == code
+        found = {r.id: (r.outcome, r.error) for r in world.finished}
+        assert found[ended] == found["req-1"] == ("error", code)
+
+
+async def test_a_tool_that_is_left_by_its_client_is_still_recorded_so(autojump_clock: MockClock) -> None:
+    world = World(says(None, DRAW))
+    world.tools = {"images": [carried(picture(after_s=100), world.records, "draw")]}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, world)
+        await trio.sleep(3)
+        nursery.cancel_scope.cancel()
+    assert [(r.id, r.outcome, r.error) for r in world.finished] == [
+        ("req-1.1.a", "client_gone", None),
+        ("req-1", "client_gone", None),
+    ]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_slotd_that_stops_ends_the_whole_with_its_cause(
     autojump_clock: MockClock, stream: bool
@@ -599,6 +637,96 @@ async def test_who_leaves_gives_back_nothing_that_its_tools_have_not_taken(autoj
     with trio.move_on_after(3):
         await run(world)
     assert world.devices.released == []
+
+
+@pytest.mark.parametrize("ended", ["well", "badly", "late", "left"])
+async def test_a_slot_that_stood_in_for_another_gives_the_device_back(
+    autojump_clock: MockClock, ended: str
+) -> None:
+    """And the one that was asked, which may have begun to load."""
+    does = {"well": picture(1.0), "badly": refuses(GpuExclusive("taken"))}
+    world = World(says(None, DRAW), says("done"))
+    tool = does.get(ended, picture(after_s=1000))
+    world.tools = {"images": [carried(tool, world.records, "stand-in")]}
+    world.devices.show(mode(owner="stand-in"), ModeShown("gpu1", "draw", "committed", ("chat",), None))
+    with trio.move_on_after(3 if ended == "left" else 1000):
+        await run(world)
+    assert world.devices.released == ["gpu0", "gpu1"]
+
+
+async def test_who_stood_in_is_known_though_its_record_is_gone(autojump_clock: MockClock) -> None:
+    calls = [DRAW, call("text_to_speech", {"input": "hi"}, "c2")]
+    world = World(says(None, *calls), says("done"))
+    world.tools = {
+        "images": [carried(picture(1.0), world.records, "stand-in")],
+        "speech": [gives(b"RIFF....WAVE", after_s=5.0, kind=b"audio/wav")],
+    }
+    world.devices.show(mode(owner="stand-in"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, world)
+        await trio.sleep(2)
+        for n in range(RECORDS):
+            other = RequestRecord(f"other-{n}", CHAT, "", 0.0, 0.0)
+            world.records.open(other)
+            world.records.close(other)
+        assert world.records.find("req-1.1.a") is None
+    assert world.devices.released == ["gpu0"]
+
+
+# --- what is kept of results --------------------------------------------------------------
+
+
+def shelf(pictures: int) -> Artifacts:
+    return Artifacts(lambda: ArtifactLimits(pictures * len(PNG)))
+
+
+def kept_urls(world: World, answer: Any) -> list[bool]:
+    """Of each URL that the answer names, whether something is there."""
+    urls = [kept["url"] for tool in answer["slotd"]["tools"] for kept in tool.get("artifacts", ())]
+    return [world.artifacts.get(url.rpartition("/")[2]) is not None for url in urls]
+
+
+async def test_no_url_of_an_answer_is_dead(autojump_clock: MockClock) -> None:
+    """What does not fit beside the chat's other results is refused; the model is told by which limit."""
+    world = World(
+        *[says(None, DRAW)] * 5, says("done"), images=[picture(after_s=10.0)], artifacts=shelf(pictures=3)
+    )
+    world.artifacts.put(PNG, "image/png")  # an older one makes room
+    answer = (await run(world)).document
+    assert kept_urls(world, answer) == [True] * 3
+    assert [tool["status"] for tool in answer["slotd"]["tools"]] == ["ok"] * 3 + ["error"] * 2
+    told = world.told(5)
+    assert "omni.artifacts_mb" in told[3]["error"]
+    assert told[4]["code"] == "slot.answer_too_large"
+
+
+async def test_a_tools_pictures_are_kept_all_or_not_at_all(autojump_clock: MockClock) -> None:
+    two = gives({"data": [{"b64_json": PNG_BASE64}] * 2})
+    world = World(
+        *[says(None, DRAW)] * 3,
+        says("done"),
+        images=[two, two, picture()],
+        artifacts=shelf(pictures=3),
+    )
+    answer = (await run(world)).document
+    assert [tool["status"] for tool in answer["slotd"]["tools"]] == ["ok", "error", "ok"]
+    assert kept_urls(world, answer) == [True] * 3
+
+
+async def test_chats_side_by_side_leave_each_others_results_alone(autojump_clock: MockClock) -> None:
+    slow = [picture(after_s=1.0)]
+    one = World(says(None, DRAW, DRAW), gives(b"{}", after_s=50.0), images=slow, artifacts=shelf(pictures=3))
+    other = World(says(None, DRAW), says(None, DRAW), says("done"), images=slow, artifacts=one.artifacts)
+    client = Client()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, one, asked(), client)
+        await trio.sleep(5)
+        answer = (await run(other)).document
+        assert [tool["status"] for tool in answer["slotd"]["tools"]] == ["ok", "error"]
+        assert kept_urls(other, answer) == [True]
+    answer = client.document
+    assert answer["slotd"]["ended"] == "degraded"
+    assert kept_urls(one, answer) == [True] * 2
 
 
 # --- the other tools --------------------------------------------------------------------

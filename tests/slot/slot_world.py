@@ -9,7 +9,9 @@ from slotd.process.plan import Address, ExitStatus, StopReport
 from slotd.slot import effects as fx
 from slotd.slot import messages as ev
 from slotd.slot.machine import Check, Room, Slot, SlotSpec, next_deadline, step
+from slotd.slot.settle import derive, nothing_follows
 from slotd.slot.state import LEGAL, TRANSITIONAL, UP, Fault, SlotState
+from slotd.slot.turn import Turn
 
 SPEC = SlotSpec(
     "chat",
@@ -176,6 +178,10 @@ class World:
             assert "phase" in s.deadlines, "a command waits for the last engine without a bound"
         if s.stopping:
             assert not any(p.up for p in s.pending)
+        if nothing_follows(s):
+            turn = Turn(s, self.now)
+            derive(turn)
+            assert (turn.slot, turn.effects) == (s, []), "the short cut leaves out what follows"
 
     def due(self) -> bool:
         found = next_deadline(self.slot)

@@ -71,7 +71,8 @@ class Actor(Generic[M]):
         and none before a deadline that has come. A crash is the actor's and
         not the sender's.
         """
-        if not self._resting or self.next_deadline() <= trio.current_time():
+        # What the loop waits for: an earlier deadline has woken it, a later one may have come since.
+        if not self._resting or self._armed <= trio.current_time():
             if self._resting:
                 self._patience.cancel()  # the deadline first
             self._resting, self._awaited = False, True  # and no later message before this one

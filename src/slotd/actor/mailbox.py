@@ -85,7 +85,6 @@ class Mailbox(Generic[M]):
             gone = ActorGone(self.name)
             gone.__cause__ = cause
             reply.refuse(gone)
-        self._open.clear()
 
     def post(self, message: M) -> bool:
         """Put a message in, without waiting. False if the actor is gone."""
@@ -103,17 +102,21 @@ class Mailbox(Generic[M]):
         behind; where an unread answer would cost something (a lease), the
         asker names it beforehand and posts its release unconditionally.
         """
+        return await self.put(make).wait()
+
+    def put(self, make: Callable[[Reply[T]], M]) -> Reply[T]:
+        """The first half of :meth:`ask`: post ``make(reply)``, and give the reply back.
+
+        An actor at rest has settled it already; one that is open has to be
+        waited for, or abandoned. Raises :class:`ActorGone`.
+        """
         if self._sender is None:
             raise ActorGone(self.name)
         reply: Reply[T] = Reply()
-        tracked: Reply[object] = reply  # type: ignore[assignment] # only refused through this set
-        self._open.add(tracked)
-        try:
-            self.post(make(reply))
-            return await reply.wait()
-        finally:
-            self._open.discard(tracked)
-            reply.abandon()
+        self.post(make(reply))
+        if not reply.settled:
+            reply.join(self._open)
+        return reply
 
     async def receive(self) -> M:
         """The next message. Only the owner calls this."""

@@ -38,8 +38,8 @@ class Reply(Protocol):
     def keep(self, data: bytes, content_type: str) -> str:
         """Keep a result for a while; returns the URL at which the client gets it.
 
-        Raises :class:`slotd.errors.AnswerTooLarge` if it is larger than what
-        may be kept in all.
+        None goes before the answer is complete. Raises
+        :class:`slotd.errors.AnswerTooLarge` if there is no room for it beside them.
         """
 
     async def comment(self, text: str) -> None:

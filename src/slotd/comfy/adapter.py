@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+
+import trio
 
 from slotd.adapt import Call, Reply
 from slotd.comfy.answers import PICTURES, Answer, answer_for
@@ -16,13 +19,16 @@ from slotd.comfy.form import Upload
 from slotd.comfy.job import Limits, run_prompt
 from slotd.comfy.words import failed
 from slotd.comfy.workflow import IMAGES, Workflow, render
-from slotd.errors import EngineError, RequestUnprocessable
-from slotd.wire.http1 import Http1Pool
+from slotd.errors import EngineError, RequestUnprocessable, SlotdError
+from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
 
 __all__ = ["ComfyAdapter"]
 
 ANSWER_MAX = 128 << 20
 """All pictures of one answer together; bytes."""
+
+EMPTY_TIMEOUT_S = 2.0
+"""For taking a client's pictures away from ComfyUI once they have served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,15 @@ class ComfyAdapter:
         self._check_size(asked)
         _check_pictures(workflow, asked)
         api = Api(http)
-        files = await _upload(api, workflow, asked, reply)
-        answer = answer_for(asked, call.path, reply)
-        draw = partial(self._draw, api, workflow, asked, files, answer)
-        await answer.run(partial(with_line, http.address, draw))
+        uploads = _uploads(workflow, asked)
+        try:
+            files = await _upload(api, uploads, reply)
+            answer = answer_for(asked, call.path, reply)
+            draw = partial(self._draw, api, workflow, asked, files, answer)
+            await answer.run(partial(with_line, http.address, draw))
+        finally:
+            if uploads:
+                await _empty(api, uploads)
 
     def _check_size(self, asked: Asked) -> None:
         width, height = asked.size or (0, 0)
@@ -122,19 +133,47 @@ def _check_pictures(workflow: Workflow, asked: Asked) -> None:
         raise RequestUnprocessable(f"this workflow {what}", param="mask")
 
 
-async def _upload(api: Api, workflow: Workflow, asked: Asked, reply: Reply) -> dict[str, str]:
-    """Give ComfyUI the pictures to work on; their names by placeholder."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A picture for ComfyUI to work on, under a name that nothing else has."""
+
+    placeholder: str
+    name: str
+    upload: Upload
+
+
+def _uploads(workflow: Workflow, asked: Asked) -> list[_File]:
     if not workflow.images:
-        return {}
+        return []
     given: dict[str, Upload] = dict(
         zip((name for name in IMAGES if name in workflow.uses), asked.images, strict=True)
     )
     if asked.mask is not None:
         given["mask"] = asked.mask
-    files: dict[str, str] = {}
-    for name, upload in given.items():
+    files: list[_File] = []
+    for placeholder, upload in given.items():
         # The client's own name for it is of no use here, and might be of harm.
         ending = PICTURES.get(upload.content_type.partition(";")[0].strip().lower(), "png")
-        files[name] = await api.upload(upload, f"{uuid.uuid4().hex}.{ending}")
-        reply.progressed()
+        files.append(_File(placeholder, f"{uuid.uuid4().hex}.{ending}", upload))
     return files
+
+
+async def _upload(api: Api, files: list[_File], reply: Reply) -> dict[str, str]:
+    """Give ComfyUI the pictures; what it calls them, by placeholder."""
+    named: dict[str, str] = {}
+    for file in files:
+        named[file.placeholder] = await api.upload(file.upload.data, file.name)
+        reply.progressed()
+    return named
+
+
+async def _empty(api: Api, files: list[_File]) -> None:
+    """Leave nothing of them on its disk. It deletes none before it starts anew, but takes others for them.
+
+    Bounded, and shielded: a client that has left has its pictures there, too.
+    """
+    with trio.move_on_after(EMPTY_TIMEOUT_S, shield=True):
+        # An engine that cannot be reached is ended, and throws them away when it starts.
+        with suppress(ConnectFailed, UpstreamBroken, BadResponse, SlotdError):
+            for file in files:
+                await api.upload(b"", file.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -13,6 +14,7 @@ import trio
 from slotd.adapt import Reply
 from slotd.comfy.asked import Asked
 from slotd.comfy.beside import beside
+from slotd.errors import AnswerTooLarge
 
 __all__ = ["PICTURES", "Answer", "Document", "Events", "answer_for"]
 
@@ -115,10 +117,12 @@ class Events:
 
 
 def _item(data: bytes, kind: str, asked: Asked, reply: Reply) -> dict[str, str]:
-    if asked.response_format == "b64_json":
-        return {"b64_json": base64.b64encode(data).decode()}
-    known = _known(kind)
-    return {"url": reply.keep(data, known if known in PICTURES else "application/octet-stream")}
+    """One that cannot be kept beside the answer's others comes itself: it has cost too much to be lost."""
+    if asked.response_format == "url":
+        known = _known(kind)
+        with suppress(AnswerTooLarge):
+            return {"url": reply.keep(data, known if known in PICTURES else "application/octet-stream")}
+    return {"b64_json": base64.b64encode(data).decode()}
 
 
 def _known(kind: str) -> str:

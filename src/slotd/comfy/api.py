@@ -16,7 +16,6 @@ from urllib.parse import quote, urlencode
 import msgspec
 import trio
 
-from slotd.comfy.form import Upload
 from slotd.comfy.words import Message, refused, said_of_nodes
 from slotd.comfy.workflow import Graph
 from slotd.errors import AnswerTooLarge, EngineError
@@ -146,10 +145,11 @@ class Api:
         )
         return await self._call(b"GET", f"/view?{query}", b"", most=most)
 
-    async def upload(self, upload: Upload, name: str) -> str:
+    async def upload(self, data: bytes, name: str) -> str:
         """Give it a picture to work on; returns what a node that loads pictures calls it.
 
-        It goes where ComfyUI keeps what it throws away when it starts.
+        It goes where ComfyUI keeps what it throws away when it starts, and takes
+        the place of what was there under this name.
         """
         boundary = secrets.token_hex(16)
         fields = {"type": "temp", "subfolder": "slotd", "overwrite": "true"}
@@ -161,11 +161,11 @@ class Api:
             f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         ).encode()
-        body += upload.data + f"\r\n--{boundary}--\r\n".encode()
-        data, _ = await self._call(
+        body += data + f"\r\n--{boundary}--\r\n".encode()
+        answer, _ = await self._call(
             b"POST", "/upload/image", body, content_type=f"multipart/form-data; boundary={boundary}"
         )
-        kept = _decode(data, _Kept)
+        kept = _decode(answer, _Kept)
         path = f"{kept.subfolder}/{kept.name}" if kept.subfolder else kept.name
         return path if kept.type == "input" else f"{path} [{kept.type}]"
 

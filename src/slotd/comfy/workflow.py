@@ -5,11 +5,14 @@ values of its nodes' inputs, and optionally a key ``slotd`` beside the nodes::
 
     {"5": {"class_type": "EmptyLatentImage",
            "inputs": {"width": "{{width}}", "height": "{{height}}", "batch_size": 1}},
-     "9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "slotd {{seed}}", ...}},
+     "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
      "slotd": {"defaults": {"steps": 8, "width": 768}, "outputs": ["9"]}}
 
 A value that is wholly one placeholder becomes the value itself, a number where
 it is one; inside a longer text it becomes text.
+
+Of what a PreviewImage puts out ComfyUI throws its own copy away when it starts;
+what a SaveImage puts out it keeps for good.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from slotd.config.model import (
     JournalConfig,
     MemoryConfig,
     ModelConfig,
+    OmniConfig,
     ProcessConfig,
     ServerConfig,
     SlotConfig,
@@ -67,6 +68,7 @@ class Drafts:
     memory: Draft[MemoryConfig]
     journal: Draft[JournalConfig]
     process: Draft[ProcessConfig]
+    omni: Draft[OmniConfig]
     models: dict[str, Draft[ModelConfig]]
     slots: dict[str, Draft[SlotConfig]]
     upstreams: dict[str, Draft[UpstreamConfig]]
@@ -83,6 +85,7 @@ class Drafts:
             memory=self.memory.value,
             journal=self.journal.value,
             process=self.process.value,
+            omni=self.omni.value,
             models={name: draft.value for name, draft in self.models.items()},
             slots={name: draft.value for name, draft in self.slots.items()},
             upstreams={name: draft.value for name, draft in self.upstreams.items()},
@@ -104,6 +107,7 @@ def read_drafts(document: Mapping[str, Any], report: Report) -> Drafts:
         memory=_section(MemoryConfig, document, "memory", report),
         journal=_section(JournalConfig, document, "journal", report),
         process=_section(ProcessConfig, document, "process", report),
+        omni=_section(OmniConfig, document, "omni", report),
         models=dict(_entries(ModelConfig, models, "models", report)),
         slots=dict(_entries(SlotConfig, slots, "slots", report)),
         upstreams=dict(_entries(UpstreamConfig, upstreams, "upstreams", report)),

@@ -278,19 +278,25 @@ class Dispatcher:
         Waits for remotes at most ``prefetch_timeout_s``, and only if neither the
         registry nor a warm catalog knows the name. Cancelled: the query is withdrawn.
         """
-        now = self._now()
-        if now != self._known_at:
-            self._known.clear()
-            self._known_at = now
-        elif (known := self._known.get((model, path))) is not None:
+        if (known := self.known(model, path)) is not None:
             await trio.lowlevel.checkpoint_if_cancelled()
             return known
+        now = self._now()
         found = await self._ask(model, path)
         if now is not None and now == self._now() and _rests_on_slots(found):
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[model, path] = found
         return found
+
+    def known(self, model: str | None, path: str) -> Route | None:
+        """The answer of :meth:`resolve` where it needs nobody to be asked; None: ask."""
+        now = self._now()
+        if now is None or now != self._known_at:
+            self._known.clear()
+            self._known_at = now
+            return None
+        return self._known.get((model, path))
 
     def _now(self) -> tuple[int, int] | None:
         """What changes when anything does that an answer may rest on, but for the time of day."""

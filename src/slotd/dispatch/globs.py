@@ -58,8 +58,10 @@ class _Glob:
         first = _SPECIAL.search(text)
         assert first is not None
         self.head = text[: first.start()]
-        # A set ends with "]", so that what comes after the last "]" is not in one.
-        self.tail = text[max(text.rfind(c) for c in "*?[]") + 1 :]
+        # A set ends with "]", so that what comes after the last "]" is not in one;
+        # where none begins, "]" is a character like others.
+        special = "*?[]" if "[" in text else "*?"
+        self.tail = text[max(text.rfind(c) for c in special) + 1 :]
         between = text[len(self.head) : len(text) - len(self.tail)]
         only_stars = not any(c in between for c in "?[")
         self._inner = tuple(filter(None, between.split("*"))) if only_stars else None

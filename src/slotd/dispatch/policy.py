@@ -69,7 +69,7 @@ class SlotView:
         return cls(
             name=snapshot.name,
             rank=rank,
-            why="draining" if snapshot.draining and rank == OFF else str(state),
+            why="up" if rank == ABLE else "draining" if snapshot.draining and rank == OFF else str(state),
             model=snapshot.model,
             models=snapshot.models if rank == ABLE else (),
             generation=snapshot.generation,

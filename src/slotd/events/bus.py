@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -32,6 +32,7 @@ class EventBus:
         self._last_seq = 0
         self._closed = False
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
+        self._readers: dict[str, tuple[Subscription, ...]] = {}  # by kind, as far as known
 
     @property
     def last_seq(self) -> int:
@@ -48,7 +49,10 @@ class EventBus:
         self._last_seq += 1
         event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(dict(data)))
         self._ring.append(event)
-        for subscription in tuple(self._subscriptions):
+        readers = self._readers.get(kind)
+        if readers is None:
+            readers = self._readers[kind] = tuple(s for s in self._subscriptions if s.reads(kind))
+        for subscription in readers:
             subscription._offer(event)
         return event
 
@@ -57,6 +61,7 @@ class EventBus:
         *,
         after: int | None = None,
         max_buffered: int = 256,
+        kinds: Collection[str] | None = None,
         match: Match | None = None,
         lasting: bool = False,
     ) -> Subscription:
@@ -69,8 +74,9 @@ class EventBus:
 
         Beside its replay a reader has room for ``max_buffered`` events; one
         that falls further behind loses the oldest and gets a :class:`Gap` in
-        their place. ``match`` selects what is read, and only that takes room;
-        it must be quick and pure. What left the ring before this call can no
+        their place. ``kinds`` and ``match`` select what is read, and only that
+        takes room; ``match`` must be quick and pure, and ``kinds`` cost nothing
+        when others are published. What left the ring before this call can no
         longer be matched and is counted whole. A ``lasting`` one goes on after
         :meth:`close`: it is for who records the end, and whoever reads it must
         know when to leave.
@@ -83,12 +89,17 @@ class EventBus:
             seen = after if 0 <= after <= self._last_seq else 0
             oldest = self._last_seq - len(self._ring) + 1
             missed = max(0, oldest - seen - 1)
-            replay = [e for e in self._ring if e.seq > seen and (match is None or match(e))]
-        subscription = Subscription(self, replay, missed, max_buffered, match, lasting)
+            replay = [
+                e
+                for e in self._ring
+                if e.seq > seen and (kinds is None or e.kind in kinds) and (match is None or match(e))
+            ]
+        subscription = Subscription(self, replay, missed, max_buffered, kinds, match, lasting)
         if self._closed and not lasting:
             subscription._end()
         else:
             self._subscriptions[subscription] = None
+            self._readers.clear()
         return subscription
 
     def close(self) -> None:
@@ -115,6 +126,7 @@ class Subscription:
         replay: list[Event],
         missed: int,
         max_buffered: int,
+        kinds: Collection[str] | None,
         match: Match | None,
         lasting: bool = False,
     ) -> None:
@@ -125,10 +137,16 @@ class Subscription:
         # while it is being read.
         self._room = len(replay) + max_buffered
         self._missed = missed
+        self._kinds = kinds
         self._match = match
         self._ended = False
         self._error: Exception | None = None
         self._waiting: trio.Event | None = None
+        self._enough = 1  # so many wake who waits
+
+    def reads(self, kind: str) -> bool:
+        """Whether it reads events of this kind, if they match."""
+        return self._kinds is None or kind in self._kinds
 
     def close(self) -> None:
         """End the iteration now and drop what is buffered. Synchronous, idempotent."""
@@ -166,6 +184,32 @@ class Subscription:
             if self._ended:
                 raise StopAsyncIteration
             await self._wait()
+
+    async def gather(self, limit: int, within_s: float) -> list[Event | Gap]:
+        """Wait for one, and then at most ``within_s`` for others; ``limit`` at most, which must be positive.
+
+        Its reader is woken for the first and at the end, not for each. Ends
+        and raises as iteration does. Cancelled, it has taken nothing.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._wait_for(1)
+        with trio.move_on_after(within_s):
+            await self._wait_for(limit)
+        found = self.drain(limit)
+        if not found:
+            if self._error is not None:
+                raise self._error
+            raise StopAsyncIteration
+        return found
+
+    async def _wait_for(self, number: int) -> None:
+        """Until so many are there, or no more will come."""
+        while not (self._ended or self._missed or len(self._buffer) >= number):
+            self._enough = number
+            try:
+                await self._wait()
+            finally:
+                self._enough = 1
 
     def drain(self, limit: int) -> list[Event | Gap]:
         """What is there now, oldest first, ``limit`` at most. Synchronous."""
@@ -205,12 +249,14 @@ class Subscription:
         if len(self._buffer) > self._room:
             self._buffer.popleft()
             self._missed += 1
-        self._wake()
+        if len(self._buffer) >= self._enough or self._missed:
+            self._wake()
 
     def _end(self) -> None:
         """Nothing more will come; what is buffered may still be read."""
         self._ended = True
         self._bus._subscriptions.pop(self, None)
+        self._bus._readers.clear()
         self._wake()
 
     def _wake(self) -> None:

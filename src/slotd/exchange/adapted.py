@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slotd.adapt import Adapter, Call
-from slotd.artifacts import Keep
+from slotd.artifacts import Keep, Together
 from slotd.exchange.answer import Answer
 from slotd.exchange.inbound import Inbound, header
 from slotd.exchange.stall import Watch
@@ -22,7 +22,7 @@ class _Reply:
 
     answer: Answer
     watch: Watch
-    put: Keep
+    together: Together
     origin: str
 
     def progressed(self) -> None:
@@ -36,7 +36,7 @@ class _Reply:
         self.answer.record.progress = words
 
     def keep(self, data: bytes, content_type: str) -> str:
-        return f"{self.origin}/api/artifacts/{self.put(data, content_type)}"
+        return f"{self.origin}/api/artifacts/{self.together.put(data, content_type)}"
 
     async def comment(self, text: str) -> None:
         await self.answer.comment(text)
@@ -63,9 +63,10 @@ async def serve_adapted(
     content_type = (header(inbound.headers, b"content-type") or b"application/json").decode("latin-1")
     call = Call(inbound.id, inbound.endpoint.upstream_path, content_type, body, lease.model)
     host = (header(inbound.headers, b"host") or b"").decode("latin-1")
-    reply = _Reply(answer, watch, keep, f"http://{host}" if host else "")
+    origin = f"http://{host}" if host else ""
     try:
-        await adapter.serve(call, lease.http, reply)
+        with keep() as together:
+            await adapter.serve(call, lease.http, _Reply(answer, watch, together, origin))
     except ConnectFailed as exc:
         raise BrokenUpstream(f"no connection: {exc}") from exc
     except UpstreamBroken as exc:

@@ -6,18 +6,14 @@ from collections.abc import Awaitable, Callable
 
 from slotd.errors import SlotdError
 from slotd.exchange.frames import FrameGate
-from slotd.exchange.inbound import Headers, Outbound
+from slotd.exchange.headers import is_events
+from slotd.exchange.inbound import Outbound, header
 from slotd.exchange.record import RequestRecord, UsageTail
 from slotd.exchange.render import Dialect, error_response, sse_comment, sse_error
 
-__all__ = ["EVENTS", "Answer", "is_events", "trace_headers"]
+__all__ = ["EVENTS", "Answer", "trace_headers"]
 
 EVENTS = (b"content-type", b"text/event-stream")
-
-
-def is_events(headers: Headers) -> bool:
-    """Whether these (lower-case) headers announce an event stream."""
-    return any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
 
 
 class Answer:
@@ -64,7 +60,8 @@ class Answer:
         if self.started:
             assert is_events(headers)
             return
-        self._length = next((int(v) for k, v in headers if k == b"content-length" and v.isdigit()), None)
+        length = header(headers, b"content-length")
+        self._length = int(length) if length is not None and length.isdigit() else None
         await self._start(status, headers)
 
     async def comment(self, text: str) -> None:

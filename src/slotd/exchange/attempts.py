@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -20,8 +21,9 @@ from slotd.exchange.fallback import model_for
 from slotd.exchange.forward import Outgoing, forward, forward_assembled
 from slotd.exchange.media import refuse_media
 from slotd.exchange.race import first_of
+from slotd.exchange.record import RecordBook
 from slotd.exchange.shaping import shape
-from slotd.exchange.stall import TOTAL, Watch
+from slotd.exchange.stall import TOTAL, Stalls, Watch
 from slotd.exchange.transport import BrokenUpstream, LocalTransport
 from slotd.slot.lease import Lease
 from slotd.slot.manager import SlotManager
@@ -47,10 +49,14 @@ class _Lost(Exception):
 class Attempts:
     """Serves requests by slots. Owns nothing; one object serves all."""
 
-    def __init__(self, slots: SlotManager, bus: EventBus, keep: Keep) -> None:
+    def __init__(
+        self, slots: SlotManager, bus: EventBus, keep: Keep, stalls: Stalls, records: RecordBook
+    ) -> None:
         self._slots = slots
         self._bus = bus
         self._keep = keep
+        self._stalls = stalls
+        self._records = records
 
     async def serve(self, carriage: Carriage, route: Route, slot: str) -> None:
         """Answer the request by ``slot``, or by a slot that stands in for it.
@@ -60,7 +66,7 @@ class Attempts:
         goes back to the slot with its first arrival, so that it is served next,
         at most ``max_replays`` times and within its deadline. It begins from
         nothing each time. Raises the slot's refusals, :class:`EngineLost`,
-        :class:`StreamStalled`, :class:`AnswerTooLarge` and, before anything is
+        :class:`AnswerTooLarge` and, before anything is
         loaded for it, :class:`slotd.errors.RequestUnprocessable` for what the slot cannot read.
         """
         self._check_media(carriage, slot)
@@ -136,25 +142,28 @@ class Attempts:
         transport = LocalTransport(lease.http)
         adapter = lease.abilities.adapters.get(inbound.endpoint.upstream_path)
         try:
-            if adapter is not None:
-                with Watch(carriage.policy.stall, began) as watch:
+            with self._watch(carriage, lease, began) as watch:
+                if adapter is not None:
                     await serve_adapted(adapter, inbound, outgoing.body, lease, answer, watch, self._keep)
-                return
-            if assembly is not None:
-                try:
-                    with Watch(carriage.policy.stall, began) as watch:
-                        await forward_assembled(outgoing, assembly, transport, answer, watch)
                     return
-                except NotAssemblable:
-                    pass  # nothing has been sent yet: let the engine answer by itself
-            with Watch(carriage.policy.stall, began) as watch:
+                if assembly is None:
+                    await forward(outgoing, transport, answer, watch)
+                    return
+                with suppress(NotAssemblable):  # nothing has been sent yet: let the engine answer by itself
+                    await forward_assembled(outgoing, assembly, transport, answer, watch)
+                    return
+            with self._watch(carriage, lease, began) as watch:
                 await forward(outgoing, transport, answer, watch)
         except BrokenUpstream as exc:
             raise _Lost(await self._engine_lost(lease, exc), again=not exc.nonsense) from exc
-        except StreamStalled as stalled:
-            if stalled.details.get("limit") != TOTAL:
+
+    def _watch(self, carriage: Carriage, lease: Lease, began: float) -> Watch:
+        def end(stalled: StreamStalled) -> None:
+            if stalled.details["limit"] != TOTAL:
                 self._slots.stalled(lease.slot, lease.id)
-            raise
+            self._records.end(carriage.record, stalled)
+
+        return self._stalls.watch(carriage.policy.stall, end, began)
 
     def _body(self, carriage: Carriage, route: Route, lease: Lease) -> bytes:
         """The body as the slot's operator has it, with the model's name as the engine needs it."""

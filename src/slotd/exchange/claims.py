@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
 
+from slotd.actor import Reply
 from slotd.errors import SlotdError, SlotLoading
 from slotd.exchange.carriage import Carriage
 from slotd.exchange.fallback import calls_for_fallback, can_answer_now
@@ -16,6 +18,7 @@ from slotd.exchange.policy import NO_FALLBACKS
 from slotd.exchange.race import first_of
 from slotd.slot.lease import Lease
 from slotd.slot.manager import SlotManager
+from slotd.slot.messages import Acquire
 
 __all__ = ["Claims"]
 
@@ -54,26 +57,37 @@ class Claims:
         ``fallback_after_s``, or when the slot refuses because it cannot. Raises
         the slot's refusal.
         """
-        record, wishes = self._carriage.record, self._carriage.wishes
-        plan = self._carriage.policy.fallbacks.get(slot)
-        if plan is None:
-            plan = NO_FALLBACKS
-        # Some may have been removed since the request began.
-        fallbacks = tuple(name for name in plan.slots if name in self._slots.names())
-        began, before = trio.current_time(), record.wait_s or 0.0
+        record, wait_s = self._carriage.record, self._carriage.wishes.wait_s
         record.phase, record.fallback_error = "waiting", None
-        if wishes.wait_s is not None:
-            self._patience_ends = began + wishes.wait_s - before
+        before = record.wait_s or 0.0
+        asked: Reply[Lease] | None = None
+        if wait_s is None:
+            # Mostly there is a place at once, and then nothing that waiting takes is needed.
+            with suppress(SlotdError):  # it is said again where somebody may stand in
+                asked = self._put(slot, model, wait=True)
+            if asked is not None and asked.answered:
+                record.wait_s = before
+                return self._granted(asked.result(), slot)
+        began = trio.current_time()
+        if wait_s is not None:
+            self._patience_ends = began + wait_s - before
         try:
-            lease = await self._claim(slot, model, fallbacks, record.began + plan.after_s)
+            lease = await self._claim(slot, model, asked)
         finally:
             record.wait_s = before + trio.current_time() - began
+        return self._granted(lease, slot)
+
+    def _granted(self, lease: Lease, slot: str) -> Lease:
         self._carriage.routed_to(lease, slot)
         return lease
 
-    async def _claim(self, slot: str, model: str, fallbacks: tuple[str, ...], after: float) -> Lease:
+    async def _claim(self, slot: str, model: str, asked: Reply[Lease] | None) -> Lease:
+        plan = self._carriage.policy.fallbacks.get(slot, NO_FALLBACKS)
+        # Some may have been removed since the request began.
+        fallbacks = tuple(name for name in plan.slots if name in self._slots.names())
+        after = self._carriage.record.began + plan.after_s
         try:
-            return await self._patiently(slot, model, fallbacks, after)
+            return await self._patiently(slot, model, fallbacks, after, asked)
         except SlotdError as refusal:
             if not fallbacks or not calls_for_fallback(refusal):
                 raise
@@ -89,25 +103,30 @@ class Claims:
                     continue  # what the slot itself said is the answer
             raise
 
-    async def _patiently(self, slot: str, model: str, others: tuple[str, ...], after: float) -> Lease:
-        """Wait for the slot, or one of the ``others`` from ``after`` on, while the client is ready to."""
+    async def _patiently(
+        self, slot: str, model: str, others: tuple[str, ...], after: float, asked: Reply[Lease] | None = None
+    ) -> Lease:
+        """Wait for the slot, or one of the ``others`` from ``after`` on, while the client is ready to.
+
+        ``asked``: the slot has been asked already.
+        """
         if self._patience_ends == math.inf:
-            lease = await self._wait(slot, model, others, after)
+            lease = await self._wait(slot, asked or self._put(slot, model, wait=True), others, after)
             if len(self._open) > 1:
                 self.release(lease, keep_load=True)
             return lease
         if self._patience_ends > trio.current_time():
             with trio.move_on_at(self._patience_ends):
-                lease = await self._wait(slot, model, others, after)
+                lease = await self._wait(slot, self._put(slot, model, wait=True), others, after)
                 # A load that this one has waited for is still wanted.
                 self.release(lease, keep_load=True)
                 return lease
             # Nor is it in vain now: the client will come back.
             self.release(keep_load=True)
-        return await self._ask(slot, model, wait=False)
+        return await self._put(slot, model, wait=False).wait()
 
-    async def _wait(self, slot: str, model: str, others: tuple[str, ...], after: float) -> Lease:
-        waits: list[Callable[[], Awaitable[Lease]]] = [partial(self._ask, slot, model, wait=True)]
+    async def _wait(self, slot: str, asked: Reply[Lease], others: tuple[str, ...], after: float) -> Lease:
+        waits: list[Callable[[], Awaitable[Lease]]] = [asked.wait]
         if others:
             waits.append(partial(self._any_at_once, slot, others, after))
         heartbeat = self._carriage.heartbeat
@@ -132,24 +151,19 @@ class Claims:
         for name in names:
             try:
                 if can_answer_now(self._slots.snapshot(name)):
-                    return await self._ask(name, "", wait=False)
+                    return await self._put(name, "", wait=False).wait()
             except SlotdError:
                 continue  # it was not so, is so no more, or has been removed
         return None
 
-    async def _ask(self, slot: str, model: str, *, wait: bool) -> Lease:
+    def _put(self, slot: str, model: str, *, wait: bool) -> Reply[Lease]:
+        """Ask for a lease; it may have been given, or refused, already."""
         # A name of its own for each: a grant that an asker has left makes the
         # slot take that lease back, at a time of its own.
         self._named += 1
         record = self._carriage.record
         id = record.id if self._named == 1 else f"{record.id}#{self._named}"
         self._open[id] = slot
-        return await self._slots.acquire(
-            slot,
-            id,
-            model=model,
-            wait=wait,
-            since=record.began,
-            priority=record.priority,
-            replay=record.replays > 0,
+        return self._slots.ask_for(
+            slot, Acquire(id, model, wait, record.began, record.priority, record.replays > 0)
         )

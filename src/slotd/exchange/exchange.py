@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 import msgspec
 import trio
@@ -36,7 +37,7 @@ from slotd.exchange.heartbeat import Heartbeat, can_stream
 from slotd.exchange.inbound import Inbound, Outbound, read_head
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
-from slotd.exchange.stall import Watch
+from slotd.exchange.stall import Stalls
 from slotd.exchange.transport import BrokenUpstream, Transport
 from slotd.exchange.wishes import read_wishes
 from slotd.slot.manager import SlotManager
@@ -69,7 +70,12 @@ class Exchange:
         self._remote = remote
         self._records = records
         self._policy = policy
-        self._attempts = Attempts(slots, bus, keep)
+        self._stalls = Stalls()
+        self._attempts = Attempts(slots, bus, keep, self._stalls, records)
+
+    async def watch(self) -> NoReturn:
+        """End requests whose upstreams say nothing, by ``Policy.stall``. Must run while any are carried."""
+        await self._stalls.run()
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         """Answer the request, whatever happens: see :func:`slotd.exchange.accounted.accounted`."""
@@ -120,11 +126,16 @@ class Exchange:
     async def _resolve(self, carriage: Carriage) -> Route:
         record = carriage.record
         record.phase = "resolving"
-        began, before = trio.current_time(), record.resolve_s or 0.0
-        try:
-            route = await self._dispatcher.resolve(carriage.head.model, carriage.inbound.path)
-        finally:
-            record.resolve_s = before + trio.current_time() - began
+        before = record.resolve_s or 0.0
+        route = self._dispatcher.known(carriage.head.model, carriage.inbound.path)
+        if route is not None:
+            record.resolve_s = before
+        else:
+            began = trio.current_time()
+            try:
+                route = await self._dispatcher.resolve(carriage.head.model, carriage.inbound.path)
+            finally:
+                record.resolve_s = before + trio.current_time() - began
         record.tier, record.rule, record.cache = route.tier, route.rule, route.cache
         record.target, record.target_model = str(route.target), route.model
         record.fallback_from = ""
@@ -140,7 +151,8 @@ class Exchange:
             else:
                 body = set_field(body, "model", msgspec.json.encode(route.model))
         try:
-            with Watch(carriage.policy.stall) as watch:
+            limits, end = carriage.policy.stall, partial(self._records.end, carriage.record)
+            with self._stalls.watch(limits, end) as watch:
                 await forward(Outgoing.of(inbound, body), self._remote(name), carriage.answer, watch)
         except BrokenUpstream as exc:
             raise UpstreamUnavailable(f"upstream {name!r} broke off its answer: {exc}") from exc

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from slotd.errors import AnswerTooLarge
-from slotd.exchange.answer import Answer, is_events
+from slotd.exchange.answer import Answer
 from slotd.exchange.assemble import (
     Assembly,
     AssemblyError,
@@ -14,7 +14,7 @@ from slotd.exchange.assemble import (
     NotAssemblable,
 )
 from slotd.exchange.engine_errors import SHOWN_BYTES, as_event
-from slotd.exchange.headers import for_client, for_upstream
+from slotd.exchange.headers import for_upstream, is_events
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import Watch
@@ -58,7 +58,7 @@ async def forward_assembled(
     record = answer.record
     record.phase = "forwarding"
     async with transport.open(outgoing.method, outgoing.target, outgoing.headers, assembly.body) as response:
-        if response.status != 200 or not is_events(for_client(response.headers)):
+        if response.status != 200 or not is_events(response.headers):
             await _relay(response, answer, watch)
             return
         _first_byte(answer, watch)
@@ -81,7 +81,7 @@ async def forward_assembled(
 
 async def _relay(response: Response, answer: Answer, watch: Watch) -> None:
     _first_byte(answer, watch)
-    events = is_events(for_client(response.headers))
+    events = is_events(response.headers)
     if answer.started and not (response.status == 200 and events):
         await _refuse(response, answer, watch)
     elif events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slotd.exchange.inbound import Headers
 
-__all__ = ["for_client", "for_upstream"]
+__all__ = ["for_client", "for_upstream", "is_events"]
 
 _HOP_BY_HOP = frozenset(
     {
@@ -33,41 +33,40 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"x-conversation-id",
 }
 
-_OURS = frozenset({b"server", b"date", b"x-request-id"})
-"""What slotd says of itself; a second voice would only make it ambiguous."""
+_NOT_ANSWERED = _HOP_BY_HOP | {
+    # What slotd says of itself; a second voice would only make it ambiguous.
+    b"server",
+    b"date",
+    b"x-request-id",
+}
 
 
 def for_upstream(headers: Headers) -> list[tuple[bytes, bytes]]:
     """A client's request headers (lower-case names) as the upstream gets them."""
-    named = _named_by_connection(headers)
-    return [
-        (k, v)
-        for k, v in headers
-        if k not in _NOT_FORWARDED and k not in named and not k.startswith(b"x-slotd-")
-    ]
+    return _without(headers, _NOT_FORWARDED)
 
 
 def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """An upstream's response headers as the client gets them.
+    """An upstream's response headers as the client gets them, names in lower case.
 
     A body is relayed unchanged, so its length still holds; that of an event
     stream does not, since an error event may have to follow what has come.
     """
-    lowered = [(k.lower(), v) for k, v in headers]
-    named = _named_by_connection(lowered)
-    events = any(k == b"content-type" and b"text/event-stream" in v.lower() for k, v in lowered)
-    return [
-        (k, v)
-        for k, v in lowered
-        if k not in _HOP_BY_HOP
-        and k not in named
-        and k not in _OURS
-        and not k.startswith(b"x-slotd-")
-        and not (events and k == b"content-length")
-    ]
+    kept = _without([(k.lower(), v) for k, v in headers], _NOT_ANSWERED)
+    if is_events(kept):
+        return [field for field in kept if field[0] != b"content-length"]
+    return kept
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(
-        token.strip().lower() for k, v in headers if k == b"connection" for token in v.split(b",") if token
-    )
+def is_events(headers: Headers) -> bool:
+    """Whether these headers announce an event stream."""
+    return any(k.lower() == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
+
+
+def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    kept = [field for field in headers if field[0] not in ours and not field[0].startswith(b"x-slotd-")]
+    named: set[bytes] = set()
+    for k, v in headers:
+        if k == b"connection":
+            named.update(token.strip().lower() for token in v.split(b","))
+    return [field for field in kept if field[0] not in named] if named else kept

@@ -66,6 +66,12 @@ class RequestRecord:
     cause: SlotdError | None = field(default=None, repr=False)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope, repr=False)
 
+    @property
+    def slot(self) -> str:
+        """The slot that it was carried to; "" for none."""
+        kind, _, name = self.target.partition(":")
+        return name if kind == "slot" else ""
+
     def elapsed(self) -> float:
         return trio.current_time() - self.began
 
@@ -128,11 +134,17 @@ class RecordBook:
         self._live[record.id] = record
         self._on_start(record)
         if self._ended is not None:
-            self._end(record, self._ended)
+            self.end(record, self._ended)
 
     def close(self, record: RequestRecord) -> None:
-        """The request has ended. Idempotent."""
+        """The request has ended. Idempotent.
+
+        One that ends with the request on whose behalf it was made has been
+        left by nobody, where that one was ended from outside: it has its cause.
+        """
         if self._live.pop(record.id, None) is not None:
+            if record.outcome == "client_gone" and (cause := self._cause(record)) is not None:
+                record.outcome, record.error = "error", cause.code
             record.total_s = record.elapsed()
             record.phase = "done"
             self._recent.append(record)
@@ -157,17 +169,23 @@ class RecordBook:
         record = self._live.get(id)
         if record is None:
             return False
-        self._end(record, RequestCancelled("an operator cancelled this request"))
+        self.end(record, RequestCancelled("an operator cancelled this request"))
         return True
 
     def end_all(self, cause: SlotdError) -> int:
         """End every request, also those to come, with ``cause`` for its answer; returns how many live."""
         self._ended = cause
         for record in self._live.values():
-            self._end(record, cause)
+            self.end(record, cause)
         return len(self._live)
 
-    def _end(self, record: RequestRecord, cause: SlotdError) -> None:
+    def _cause(self, record: RequestRecord) -> SlotdError | None:
+        """Why it was ended from outside, alone or with the one that it was made for."""
+        parent = self._live.get(record.parent)
+        return record.cause or (None if parent is None else self._cause(parent))
+
+    def end(self, record: RequestRecord, cause: SlotdError) -> None:
+        """End a request from outside: ``cause`` is what it is answered with, unless it has one already."""
         if record.cause is None:
             record.cause = cause
         record.scope.cancel()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import NoReturn, Self
 
 import trio
 
 from slotd.errors import StreamStalled
 
-__all__ = ["LATE", "TOTAL", "StallLimits", "Watch"]
+__all__ = ["LATE_S", "TOTAL", "StallLimits", "Stalls", "Watch"]
 
 TOTAL = "total_timeout_s"
 """The limit whose end is no stall: the upstream may be speaking."""
 
-LATE = 1 / 64
-"""By what part of itself the limit on silence inside an answer may be exceeded: a deadline that is
-moved with every token costs as much as sending the token."""
+LOOK_S = 0.1
+"""How often the guard looks: a deadline that moves with every token costs as much as sending it."""
+
+LATE_S = 2 * LOOK_S
+"""By how much a limit may be exceeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,65 +38,95 @@ class StallLimits:
 
 
 class Watch:
-    """The stall guard: one cancel scope whose deadline moves with progress.
+    """One request that waits for its upstream. Made by :meth:`Stalls.watch`, watched inside its ``with``."""
 
-    Use as a context manager around everything that waits for the upstream.
-    When its deadline passes, the block ends in :class:`StreamStalled`, whose
-    details name the ``limit`` that was passed, silence at most :data:`LATE` of
-    it late. ``since`` (trio's clock, default now): from when the whole of the
-    answer counts.
-    """
+    __slots__ = ("_end", "_ends_at", "_guard", "_limits", "_paused", "_since", "_spoke", "_spoken")
 
-    __slots__ = ("_armed", "_begun", "_end", "_limits", "_scope")
-
-    def __init__(self, limits: StallLimits, since: float | None = None) -> None:
-        began = trio.current_time() if since is None else since
+    def __init__(
+        self,
+        guard: Stalls,
+        limits: StallLimits,
+        end: Callable[[StreamStalled], None],
+        now: float,
+        since: float,
+    ) -> None:
+        self._guard = guard
         self._limits = limits
-        self._end = began + limits.total_s if limits.total_s else math.inf
-        self._scope = trio.CancelScope()
-        self._begun = False
-        self._armed = math.inf
-        self._arm(trio.current_time() + limits.first_byte_s if limits.first_byte_s else math.inf)
-
-    def _arm(self, at: float) -> None:
-        self._armed = min(at, self._end)
-        self._scope.deadline = self._armed
+        self._end = end
+        self._ends_at = since + limits.total_s if limits.total_s else math.inf
+        self._since = now  # from when silence counts
+        self._spoke = False  # since the guard has looked
+        self._spoken = False  # at all
+        self._paused = False
 
     def progressed(self) -> None:
         """The upstream has said something."""
-        self._begun = True
-        if limit_s := self._limits.idle_s:
-            at = trio.current_time() + limit_s
-            latest = at + limit_s * LATE
-            if not at <= self._armed <= latest:
-                self._arm(latest)
-        else:
-            self._arm(math.inf)
+        self._spoke = True
 
     def pause(self) -> None:
-        """The client is being waited for, not the upstream."""
-        self._arm(math.inf)
+        """The client is being waited for, not the upstream, until that says something again."""
+        self._spoke = False
+        self._spoken = self._paused = True
 
-    def __enter__(self) -> Watch:
-        self._scope.__enter__()
+    def look(self, now: float) -> None:
+        """End the request if it has passed a limit."""
+        if self._spoke:
+            self._spoken, self._spoke, self._paused = True, False, False
+            self._since = now
+        if now >= self._ends_at:
+            self._pass(TOTAL, f"the answer took longer than server.{TOTAL} = {self._limits.total_s:g} s")
+        elif not self._paused:
+            limits = self._limits
+            if self._spoken:
+                limit_s, what, key = limits.idle_s, "more of a stream", "idle_timeout_s"
+            else:
+                limit_s, what, key = (
+                    limits.first_byte_s,
+                    "the first byte of an answer",
+                    "first_byte_timeout_s",
+                )
+            if limit_s and now - self._since >= limit_s:
+                self._pass(key, f"no answer for {limit_s:g} s while waiting for {what} (server.{key})")
+
+    def _pass(self, limit: str, words: str) -> None:
+        del self._guard._watches[self]
+        self._end(StreamStalled(words, details={"limit": limit}))
+
+    def __enter__(self) -> Self:
+        self._guard._watches[self] = None
+        self._guard._some.set()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: object) -> bool:
-        swallowed = bool(self._scope.__exit__(kind, exc, tb))  # type: ignore[arg-type] # a traceback
-        if self._scope.cancelled_caught:
-            if trio.current_time() >= self._end:
-                raise StreamStalled(
-                    f"the answer took longer than server.total_timeout_s = {self._limits.total_s:g} s",
-                    details={"limit": TOTAL},
-                )
-            raise self._stalled()
-        return swallowed
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guard._watches.pop(self, None)
 
-    def _stalled(self) -> StreamStalled:
-        limits = self._limits
-        if self._begun:
-            limit_s, what, key = limits.idle_s, "more of a stream", "idle_timeout_s"
-        else:
-            limit_s, what, key = limits.first_byte_s, "the first byte of an answer", "first_byte_timeout_s"
-        words = f"no answer for {limit_s:g} s while waiting for {what} (server.{key})"
-        return StreamStalled(words, details={"limit": key})
+
+class Stalls:
+    """Looks after the requests that wait for upstreams. :meth:`run` must run meanwhile."""
+
+    def __init__(self) -> None:
+        self._watches: dict[Watch, None] = {}
+        self._some = trio.Event()
+
+    def watch(
+        self, limits: StallLimits, end: Callable[[StreamStalled], None], since: float | None = None
+    ) -> Watch:
+        """Call ``end``, once, when a limit is passed, at most :data:`LATE_S` late; it must not block.
+
+        ``since`` (trio's clock, default now): from when the whole of the answer counts.
+        """
+        now = trio.current_time()
+        return Watch(self, limits, end, now, now if since is None else since)
+
+    async def run(self) -> NoReturn:
+        """Look again and again, while there is anything to look at. Until cancelled."""
+        while True:
+            if not self._watches:
+                self._some = trio.Event()
+                await self._some.wait()
+            await trio.sleep(LOOK_S)
+            now = trio.current_time()
+            for watch in tuple(self._watches):
+                watch.look(now)

@@ -124,10 +124,7 @@ class Journal:
 
     async def _gather(self, events: Subscription) -> None:
         """Wait for one, and a little for others."""
-        self._take([await anext(events)])
-        with trio.move_on_after(BATCH_S):
-            while len(self._batch) < BATCH:
-                self._take([await anext(events)])
+        self._take(await events.gather(max(BATCH - len(self._batch), 1), BATCH_S))
 
     def _take(self, items: list[Event | Gap]) -> None:
         for item in items:

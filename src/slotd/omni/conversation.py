@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from slotd.artifacts import Artifacts
+from slotd.artifacts import Artifacts, Together
 from slotd.capability.choice import LoadedSlot
 from slotd.config import Config
 from slotd.errors import SlotdError, StreamStalled
@@ -43,6 +43,7 @@ class Conversation:
     config: Config
     records: RecordBook
     artifacts: Artifacts
+    together: Together
     devices: Devices
 
     async def run(self) -> None:
@@ -60,10 +61,10 @@ class Conversation:
             state, following = step(state, last, rules, limit)
             match following:
                 case Run(planned):
-                    done = await self._run(state.rounds, planned)
+                    done, used = await self._run(state.rounds, planned)
                     reports += [report for report, _ in done]
                     state = state.answered(last, planned, [message for _, message in done])
-                    await self._give_back([report for report, _ in done])
+                    await self._give_back(used)
                 case Retry():
                     await self.voice.comment(f"the answer was cut off; again with {state.tokens} tokens")
                 case Final(ended):
@@ -102,18 +103,20 @@ class Conversation:
             )
         )
 
-    async def _run(self, number: int, planned: Sequence[Planned]) -> list[tuple[Report, bytes]]:
-        """One round of tools; see :meth:`slotd.omni.round.Round.run`."""
+    async def _run(
+        self, number: int, planned: Sequence[Planned]
+    ) -> tuple[list[tuple[Report, bytes]], frozenset[str]]:
+        """One round of tools; see :meth:`slotd.omni.round.Round.run`. With it, the slots that it has used."""
         tools, ended = self._round(number), False
         try:
             done = await tools.run(planned)
             ended = True
-            return done
+            return done, frozenset(tools.used)
         finally:
             # A client that leaves in the middle of a picture must not leave the
             # model driven out, for as long as a mode lasts by itself.
             if not ended and self.caller is not None:
-                let_go(self.devices, self.caller, tools.slots(planned))
+                let_go(self.devices, self.caller, tools.used)
 
     def _round(self, number: int) -> Round:
         self.record.phase = "tools"
@@ -124,17 +127,16 @@ class Conversation:
         return Round(
             id=f"{self.record.id}.{number}",
             offer=self.offer,
-            hands=Hands(self.child, self.artifacts, rules),
+            hands=Hands(self.child, self.artifacts, self.together, rules),
             voice=self.voice,
             records=self.records,
             tool_timeout_s=omni.tool_timeout_s,
             note_every_s=self.config.server.heartbeat_every_s,
         )
 
-    async def _give_back(self, reports: list[Report]) -> None:
+    async def _give_back(self, used: frozenset[str]) -> None:
         """Once all of a round's tools are done: they may have driven the model out."""
         if self.caller is not None:
-            used = {report.slot for report in reports if report.slot}
             self.record.phase = "restoring"
             within_s = self.config.omni.turn_timeout_s
             waiting = partial(give_back, self.devices, self.caller, used, within_s)

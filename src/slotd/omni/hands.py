@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from slotd.artifacts import Artifacts
+from slotd.artifacts import Artifacts, Together
 from slotd.capability.choice import LoadedSlot
 from slotd.errors import SlotdError
 from slotd.exchange.inbound import header
@@ -113,10 +113,11 @@ class _Ranks(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """Runs the tools of one chat."""
+    """Runs the tools of one chat. What they give is kept in ``together``, and all together."""
 
     child: Child
     artifacts: Artifacts
+    together: Together
     rules: FetchRules
 
     async def run(self, id: str, args: Arguments, slot: LoadedSlot) -> Result:
@@ -172,7 +173,7 @@ class Hands:
         return self._pictures(await self._post_file(id, "/v1/images/edits", fields, "image", picture))
 
     def _pictures(self, answer: Collected) -> Result:
-        kept: list[Kept] = []
+        found: list[Media] = []
         elsewhere: list[dict[str, Any]] = []
         for picture in _read(answer, _Pictures).data:
             if picture.b64_json:
@@ -180,16 +181,16 @@ class Hands:
                     data = binascii.a2b_base64(picture.b64_json)
                 except ValueError as error:  # a bare one for what is not ASCII
                     raise ToolFailed(f"the engine's picture cannot be read: {error}") from error
-                kept.append(self._keep(data, sniff(data, "image/png")))
+                found.append(Media(data, sniff(data, "image/png")))
             elif picture.url and picture.url[:5].lower() == "data:":
                 # Megabytes that are called an address are still not for the model to read.
-                media = read_data_url(picture.url)
-                kept.append(self._keep(media.data, media.content_type))
+                found.append(read_data_url(picture.url))
             elif picture.url and len(picture.url) <= URL_MAX:
                 elsewhere.append({"url": picture.url})
-        if not kept and not elsewhere:
+        if not found and not elsewhere:
             raise ToolFailed("the engine gave no picture")
-        return Result({"images": [*(k.as_dict() for k in kept), *elsewhere]}, tuple(kept))
+        kept = self._keep(*found)
+        return Result({"images": [*(k.as_dict() for k in kept), *elsewhere]}, kept)
 
     # --- sounds --------------------------------------------------------------------
 
@@ -200,8 +201,8 @@ class Hands:
         answer = await self.child.post_json(id, "/v1/audio/speech", document)
         if not answer.body:
             raise ToolFailed("the engine gave no sound")
-        kept = self._keep(answer.body, sniff(answer.body, answer.content_type or "audio/mpeg"))
-        return Result({"audio": kept.as_dict()}, (kept,))
+        kept = self._keep(Media(answer.body, sniff(answer.body, answer.content_type or "audio/mpeg")))
+        return Result({"audio": kept[0].as_dict()}, kept)
 
     async def _transcribe(self, id: str, args: TranscribeAudio, model: str) -> Result:
         sound = await self._find(args.audio)
@@ -238,7 +239,7 @@ class Hands:
         if sum(map(len, vectors)) <= NUMBERS_MAX:
             message["embeddings"] = [[round(x, 5) for x in vector] for vector in vectors]
         else:
-            kept = (self._keep(msgspec.json.encode(vectors), "application/json"),)
+            kept = self._keep(Media(msgspec.json.encode(vectors), "application/json"))
             message["embeddings"] = kept[0].as_dict()
         if 1 < len(vectors) <= LIKENESS_MAX:
             message["cosine_similarity"] = likeness(vectors)
@@ -270,10 +271,15 @@ class Hands:
         content_type, body = encode_form(fields, name, filename, media.content_type, media.data)
         return await self.child.post(id, path, content_type, body)
 
-    def _keep(self, data: bytes, content_type: str) -> Kept:
-        id = self.artifacts.put(data, content_type)
+    def _keep(self, *found: Media) -> tuple[Kept, ...]:
+        """All or none. Raises :class:`slotd.errors.AnswerTooLarge`."""
+        ids = self.together.put_all(*((media.data, media.content_type) for media in found))
         host = (header(self.child.parent.headers, b"host") or b"").decode("latin-1")
-        return Kept(f"http://{host}{ARTIFACTS}{id}" if host else ARTIFACTS + id, content_type, len(data))
+        place = f"http://{host}{ARTIFACTS}" if host else ARTIFACTS
+        return tuple(
+            Kept(place + id, media.content_type, len(media.data))
+            for id, media in zip(ids, found, strict=True)
+        )
 
 
 def _read(answer: Collected, shape: type[Any]) -> Any:

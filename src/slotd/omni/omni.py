@@ -103,19 +103,21 @@ class Omni:
         voice: Voice = Document(answer)
         if chat.stream:
             voice = Stream(answer, events=chat.events, usage=chat.include_usage)
-        conversation = Conversation(
-            chat=chat,
-            caller=caller,
-            offer=offer,
-            voice=voice,
-            child=Child(self._exchange, inbound),
-            record=answer.record,
-            config=config,
-            records=self._records,
-            artifacts=self._artifacts,
-            devices=self._devices,
-        )
-        await conversation.run()
+        with self._artifacts.together() as together:
+            conversation = Conversation(
+                chat=chat,
+                caller=caller,
+                offer=offer,
+                voice=voice,
+                child=Child(self._exchange, inbound),
+                record=answer.record,
+                config=config,
+                records=self._records,
+                artifacts=self._artifacts,
+                together=together,
+                devices=self._devices,
+            )
+            await conversation.run()
 
     async def _caller(self, chat: Chat, record: RequestRecord) -> LoadedSlot | None:
         """The slot whose model leads the conversation; None: it is none of ours, or there is none.

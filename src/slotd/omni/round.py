@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -41,7 +41,8 @@ class Round:
     """The calls of one answer of the model; ``id`` is that answer's request.
 
     A stream's client hears of each tool when it starts and when it ends, and
-    every ``note_every_s`` seconds in between.
+    every ``note_every_s`` seconds in between. ``used``: the slots that its
+    tools have had to do with so far, those that stood in for others too.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Round:
     records: RecordBook
     tool_timeout_s: float
     note_every_s: float
+    used: set[str] = field(default_factory=set)
 
     async def run(self, planned: Sequence[Planned]) -> list[tuple[Report, bytes]]:
         """What became of each call, and the message (JSON) that the model gets; in the order of the calls.
@@ -70,11 +72,6 @@ class Round:
         if ready:
             await self._side_by_side(ready, done)
         return [done[place] for place in range(len(planned))]
-
-    def slots(self, planned: Sequence[Planned]) -> frozenset[str]:
-        """Which slots :meth:`run` has to do with."""
-        found = (self._prepare(place, plan) for place, plan in enumerate(planned))
-        return frozenset(tool.slot.name for tool in found if isinstance(tool, _Ready))
 
     def _prepare(self, place: int, plan: Planned) -> _Ready | tuple[Report, bytes]:
         id, name = f"{self.id}.{letters(place)}", plan.call.name
@@ -114,7 +111,7 @@ class Round:
             result: Result | None = None
             try:
                 with trio.fail_after(self.tool_timeout_s):
-                    result = await self.hands.run(tool.id, tool.args, tool.slot)
+                    result = await self._run(tool)
             except ToolFailed as error:
                 failure = error
             except trio.TooSlowError:
@@ -133,6 +130,17 @@ class Round:
                 )
                 done[tool.place] = (report, msgspec.json.encode(result.message))
             say.send_nowait(done[tool.place][0].note())
+
+    async def _run(self, tool: _Ready) -> Result:
+        # The one that was asked may have begun to load before another stood in for it.
+        self.used.add(tool.slot.name)
+        try:
+            return await self.hands.run(tool.id, tool.args, tool.slot)
+        finally:
+            # Now: of many requests only the last are on record.
+            record = self.records.find(tool.id)
+            if record is not None and record.slot:
+                self.used.add(record.slot)
 
     async def _tell(
         self,

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 
 from slotd.errors import EngineError
-from slotd.exchange.answer import EVENTS, Answer, is_events
+from slotd.exchange.answer import EVENTS, Answer
 from slotd.exchange.assemble.shape import error_status
 from slotd.exchange.engine_errors import as_event
+from slotd.exchange.headers import is_events
 from slotd.omni.child import Collected
 from slotd.omni.deltas import Deltas
 from slotd.omni.failure import TurnFailed, said

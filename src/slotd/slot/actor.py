@@ -173,8 +173,7 @@ class SlotActor(Actor[ev.Message | Configure]):
                 self._step(message)
 
     def next_deadline(self) -> float:
-        due = next_deadline(self._slot)
-        return math.inf if due is None else due[0]
+        return min(self._slot.deadlines.values(), default=math.inf)
 
     def on_deadline(self, now: float) -> None:
         # More than one may come due at the same instant.
@@ -386,7 +385,9 @@ class SlotActor(Actor[ev.Message | Configure]):
         # Drawn of this state, not of the one at the time of the look: a step's effects
         # reach readers before its own publish, and they must not see it half told.
         self._snapshot.publish_later(partial(self._shown, s))
-        routed = (s.state, s.ending is not None, s.model, s.models, s.generation)
+        # Busy or not is no matter: whoever is up is asked, and knows best.
+        state = SlotState.READY if s.state in UP else s.state
+        routed = (state, s.ending is not None, s.model, s.models, s.generation)
         if routed != self._routed:
             self._routed = routed
             self._on_routed()

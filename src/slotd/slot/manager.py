@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -289,7 +290,7 @@ class SlotManager:
     def observe(self, name: str) -> AbstractContextManager[Subscription]:
         """Every transition of the slot from now on, as bus events, none skipped silently."""
         self._entry(name)
-        return self._bus.subscribe(match=lambda e: e.slot == name and e.kind == types.SLOT_TRANSITION)
+        return self._bus.subscribe(kinds=(types.SLOT_TRANSITION,), match=lambda e: e.slot == name)
 
     # --- the capability axis ----------------------------------------------------------
 
@@ -344,19 +345,22 @@ class SlotManager:
         Raises the typed refusal. Whoever calls this posts :meth:`release` with
         the same name in a ``finally`` around the call, whatever came of it.
         """
+        return await self.ask_for(name, ev.Acquire(lease_id, model, wait, since, priority, replay)).wait()
+
+    def ask_for(self, name: str, event: ev.Acquire) -> Reply[Lease]:
+        """:meth:`acquire` as far as it needs no waiting: a slot with a free place has answered already."""
         if self._stopping:
             raise ServerStopping("slotd is shutting down")
-        event = ev.Acquire(lease_id, model, wait, since, priority, replay)
-        lease: Lease = await self._entry(name).mailbox.ask(lambda reply: ev.Asked(event, reply))
-        return lease
+        return self._entry(name).mailbox.put(partial(ev.Asked, event))
 
     def release(self, name: str, lease_id: str, *, keep_load: bool = False) -> None:
         """Give a lease back, or withdraw the wish for it. Idempotent; never waits.
 
         ``keep_load``: the load that it waited for goes on.
         """
+        event = ev.Release(lease_id, keep_load)
         for entry in self._all(name):
-            entry.mailbox.post(ev.Release(lease_id, keep_load))
+            entry.mailbox.post(event)
 
     def stalled(self, name: str, lease_id: str) -> None:
         """The answer of this lease has stopped coming. Post it before the release."""

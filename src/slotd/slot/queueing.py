@@ -185,12 +185,13 @@ def release(t: Turn, id: str, *, keep_load: bool = False) -> None:
     if granted is not None:
         held = t.now - granted
         average = held if s.hold_s is None else s.hold_s + HOLD_WEIGHT * (held - s.hold_s)
-        t.set(leases={x: at for x, at in s.leases.items() if x != id}, last_used=t.now, hold_s=average)
+        leases = dict(s.leases)
+        del leases[id]
         if id in s.stalled:
-            t.set(stalled=s.stalled - {id})
+            t.set(leases=leases, last_used=t.now, hold_s=average, stalled=s.stalled - {id})
         else:
             # It has served somebody to the end.
-            t.set(stalls=0, breaker=SOUND)
+            t.set(leases=leases, last_used=t.now, hold_s=average, stalls=0, breaker=SOUND)
     elif any(w.id == id for w in s.waiting):
         t.set(waiting=tuple(w for w in s.waiting if w.id != id))
         if keep_load and not s.stopping:

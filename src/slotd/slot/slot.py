@@ -191,4 +191,6 @@ _FIELDS = frozenset(f.name for f in fields(Slot))
 
 def next_deadline(slot: Slot) -> tuple[float, str] | None:
     """The earliest deadline and its timer's name."""
-    return min(((at, name) for name, at in slot.deadlines.items()), default=None)
+    if not slot.deadlines:
+        return None
+    return min((at, name) for name, at in slot.deadlines.items())

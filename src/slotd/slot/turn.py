@@ -60,7 +60,7 @@ class Turn:
             self.set(deadlines={**self.slot.deadlines, timer: at})
 
     def disarm(self, *timers: str) -> None:
-        if any(t in self.slot.deadlines for t in timers):
+        if self.slot.deadlines and not self.slot.deadlines.keys().isdisjoint(timers):
             self.set(deadlines={t: at for t, at in self.slot.deadlines.items() if t not in timers})
 
     def move(self, to: SlotState, why: str) -> None:

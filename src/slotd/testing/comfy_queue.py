@@ -229,13 +229,20 @@ class Worker:
         inputs = graph[id]["inputs"]
         saves = graph[id]["class_type"] == "SaveImage"
         where = "output" if saves else "temp"
-        prefix = str(inputs["filename_prefix"]) if saves else "preview"
+        prefix = str(inputs["filename_prefix"]) if saves else "ComfyUI_temp_fakes"
         images = []
         for data in draw(graph, id, self.read):
             name = f"{prefix}_{len(self.files) + 1:05}_.png"
             self.files[where, "", name] = data
             images.append({"filename": name, "subfolder": "", "type": where})
         return {"images": images}
+
+    def stored(self) -> dict[str, int]:
+        """How many bytes there are in each of its folders."""
+        found = {"input": 0, "output": 0, "temp": 0}
+        for (kind, _, _), data in self.files.items():
+            found[kind] += len(data)
+        return found
 
     def read(self, annotated: str) -> bytes:
         """The file that a node calls so. Raises :class:`KeyError`."""

@@ -7,7 +7,7 @@ the graph they were made from, as ComfyUI's do. Beside the API:
 
 | path | |
 |---|---|
-| ``GET /fake/stats`` | pid, prompts active (running, pending) and ended, nodes worked on, websockets, ... |
+| ``GET /fake/stats`` | pid, prompts active (running, pending) and ended, nodes worked on, bytes stored, ... |
 | ``POST /fake/knobs`` | turn some (a JSON object); answers with all |
 | ``POST /fake/forget`` | lose the queue, with what runs, and the history |
 | ``POST /fake/crash`` | die at once |
@@ -281,7 +281,7 @@ class FakeComfyUI:
             return
         where = {"name": file[0], "subfolder": form.text("subfolder"), "type": form.text("type") or "input"}
         self.worker.files[where["type"], where["subfolder"], where["name"]] = file[1]
-        self._uploads += 1
+        self._uploads += bool(file[1])
         await _json(reply, where)
 
     # --- its own control surface ----------------------------------------------------------
@@ -296,6 +296,7 @@ class FakeComfyUI:
             **self.queue.counts,
             "websockets": len(self._listeners),
             "uploads": self._uploads,
+            "stored": self.worker.stored(),
             "interrupts": self._interrupts,
         }
         await _json(reply, document)

@@ -192,10 +192,10 @@ class Http1Pool:
 
     def _take_idle(self) -> Connection | None:
         """The most recently used idle connection that is still good, now in use."""
-        self._expire()
+        oldest = trio.current_time() - self._idle_s if self._idle else 0.0
         while self._idle:
             conn = self._idle.pop()
-            if conn.is_quiet():
+            if conn.idle_since >= oldest and conn.is_quiet():
                 self._reused += 1
                 self._in_use.add(conn)
                 return conn
@@ -205,17 +205,14 @@ class Http1Pool:
     def _retire(self, conn: Connection, *, keep: bool) -> None:
         """The connection's request is over: keep it for reuse, or close it."""
         self._in_use.discard(conn)
-        if keep:
-            conn.idle_since = trio.current_time()
-            self._idle.append(conn)
-            self._expire()
-        else:
+        if not keep:
             conn.close()
-
-    def _expire(self) -> None:
-        oldest = trio.current_time() - self._idle_s
-        while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_since < oldest):
-            self._idle.popleft().close()
+            return
+        idle, now = self._idle, trio.current_time()
+        conn.idle_since = now
+        idle.append(conn)
+        while idle and (len(idle) > self._max_idle or idle[0].idle_since < now - self._idle_s):
+            idle.popleft().close()
 
 
 class Http1Response:

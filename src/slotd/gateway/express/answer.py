@@ -80,22 +80,20 @@ class SocketOut:
             data = b"%s%x\r\n%s\r\n" % (head, len(data), data)
         elif head:
             data = head + data
-        return self._send(data)
+        try:
+            rest = self._client.put(data, self._write_timeout_s)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise ClientGone("the connection has ended") from exc
+        return None if rest is None else self._rest(rest)
 
     async def finish(self) -> None:
         """The answer is complete."""
         last, self._head = self._head, b""
         if self._chunked:
             last += b"0\r\n\r\n"
-        if last and (rest := self._send(last)) is not None:
+        self._chunked = False
+        if (rest := self.put(last)) is not None:
             await rest
-
-    def _send(self, data: bytes) -> Awaitable[None] | None:
-        try:
-            rest = self._client.put(data, self._write_timeout_s)
-        except (OSError, trio.ClosedResourceError) as exc:
-            raise ClientGone("the connection has ended") from exc
-        return None if rest is None else self._rest(rest)
 
     async def _rest(self, rest: Awaitable[None]) -> None:
         try:
