@@ -39,6 +39,9 @@ def bound(line: str) -> str:
         BASE,
         in_chat('aliases = ["gpt-4o-mini", "m", "org/name:7b"]'),
         BASE + '[slots.m]\ntype = "embedding"\nengine = "llama-cpp"\nmodel = "m"\n',
+        in_chat("options = { batch_size = 64 }"),
+        in_chat("options = { batch_size = 64 }").replace('"llm"', '"reranking"'),
+        in_chat("options = { batch_size = 64, ubatch_size = 64 }").replace('"llm"', '"embedding"'),
         BASE + COMMAND,
         BASE + EXTERNAL,
         in_chat('fallbacks = ["e"]') + EXTERNAL + 'fallbacks = ["chat"]\n',
@@ -125,7 +128,7 @@ def test_sound(text: str) -> None:
             "slots.chat.engine: unknown 'lama'; did you mean 'llama-cpp'?",
         ),
         (
-            in_chat("options = { batch_size = 64 }"),
+            in_chat("options = { batch_size = 64, ubatch_size = 512 }"),
             "slots.chat.options.ubatch_size: must be at most batch_size (64), not 512",
         ),
         (
@@ -271,6 +274,16 @@ def test_two_defaults_of_one_type() -> None:
         (
             COMMAND.replace("{port}", "8000"),
             "slots.c.command: {port} is nowhere in it: the engine must learn the port in another way",
+        ),
+        *(
+            (
+                in_chat(f"options = {{ batch_size = 64, ubatch_size = {ubatch} }}").replace(
+                    '"llm"', '"reranking"'
+                ),
+                "slots.chat.options.ubatch_size: has no effect: "
+                "reranking reads an input at once, batch_size (64) of it",
+            )
+            for ubatch in (32, 512)
         ),
     ],
 )

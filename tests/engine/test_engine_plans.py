@@ -13,6 +13,7 @@ import pytest
 from slotd.config import SlotConfig, parse_config
 from slotd.engine import command, llama_cpp
 from slotd.engine.backend import external_address, make_backend
+from slotd.engine.need import llama_settings
 from slotd.errors import SpawnFailed
 from slotd.model.store import ModelStore
 from slotd.process.local import LocalLauncher
@@ -112,6 +113,24 @@ def test_a_reranking_slot_ranks() -> None:
     flags = argv(llama("reranking"))
     assert {"--embeddings", "--reranking", "--kv-unified"} <= set(flags)
     assert value(flags, "--pooling") == "rank"
+
+
+@pytest.mark.parametrize(
+    ("type", "options", "computed"),
+    [
+        ("llm", {"batch_size": 64}, "64"),
+        ("llm", {"batch_size": 1024}, "512"),
+        ("embedding", {"batch_size": 64}, "64"),
+        ("reranking", {"batch_size": 64}, "64"),
+        ("reranking", {"batch_size": 1024}, "1024"),
+        ("reranking", {"batch_size": 1024, "ubatch_size": 64}, "1024"),
+    ],
+)
+def test_what_is_read_whole_is_computed_at_once(type: str, options: dict[str, int], computed: str) -> None:
+    flags = argv(llama(type, **options))
+    assert value(flags, "--batch-size") == str(options["batch_size"])
+    assert value(flags, "--ubatch-size") == computed
+    assert llama_settings(llama(type, **options)).ubatch == int(computed), "room for as much is reserved"
 
 
 def test_embeddings_may_be_asked_for_or_off_whatever_the_type() -> None:

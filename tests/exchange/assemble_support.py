@@ -6,11 +6,12 @@ import json
 import re
 from typing import Any
 
-CHAT, TEXT, MESSAGES, RESPONSES = (
+CHAT, TEXT, MESSAGES, RESPONSES, INFILL = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/messages",
     "/v1/responses",
+    "/infill",
 )
 
 Case = tuple[str, dict[str, Any]]
@@ -148,6 +149,42 @@ HELD_BACK: dict[str, Case] = {
     ),
 }
 """Requests whose stream leaves out text that the engine's own answer shows."""
+
+_GAP = {
+    "model": "demo",
+    "temperature": 0,
+    "input_prefix": "def add(a, b):\n    return ",
+    "input_suffix": "\n\nprint(add(1, 2))",
+}
+
+FILLED: dict[str, Case] = {
+    "infill-limit": (INFILL, {**_GAP, "n_predict": 6}),
+    "infill-end": (INFILL, {**_GAP, "n_predict": 20, "grammar": 'root ::= "a + b"'}),
+    "infill-stop": (INFILL, {**_GAP, "n_predict": 12, "stop": ["\n"], "stream": False}),
+    "infill-one-token": (INFILL, {**_GAP, "n_predict": 0}),
+    "infill-emoji": (INFILL, {**_GAP, "n_predict": 20, "grammar": 'root ::= "🌟é"'}),
+    "infill-options": (
+        INFILL,
+        {
+            **_GAP,
+            "n_predict": 3,
+            "prompt": "    ",
+            "input_extra": [{"filename": "a.py", "text": "x = 1\n"}],
+            "return_progress": True,
+            "timings_per_token": True,
+            "t_max_predict_ms": 60_000,
+        },
+    ),
+}
+"""The same of a model with the tokens for infill."""
+
+FILLED_HELD_BACK: dict[str, Case] = {
+    "infill-stop-held": (
+        INFILL,
+        {**_GAP, "n_predict": 3, "stop": ["one two 4"], "grammar": 'root ::= "one two three"'},
+    ),
+    "infill-emoji-cut": (INFILL, {**_GAP, "n_predict": 2, "grammar": 'root ::= "🪿🪿"'}),
+}
 
 FAILING: dict[str, Case] = {
     "chat-overflow": (

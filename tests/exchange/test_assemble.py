@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assemble_support import ASSEMBLED, CHAT, FAILING, HELD_BACK, MESSAGES, RESPONSES, TEXT, comparable
+from assemble_support import (
+    ASSEMBLED,
+    CHAT,
+    FAILING,
+    FILLED,
+    FILLED_HELD_BACK,
+    HELD_BACK,
+    INFILL,
+    MESSAGES,
+    RESPONSES,
+    TEXT,
+    comparable,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,8 +36,8 @@ from slotd.exchange.assemble.assembly import Assembly
 RECORDED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "data" / "llama_cpp_streams.json").read_text("utf-8")
 )
-COMPLETE = [name for name in RECORDED if name in ASSEMBLED]
-HELD = [name for name in RECORDED if name in HELD_BACK]
+COMPLETE = [name for name in RECORDED if name in {**ASSEMBLED, **FILLED}]
+HELD = [name for name in RECORDED if name in {**HELD_BACK, **FILLED_HELD_BACK}]
 FAILED = [name for name in RECORDED if name in FAILING]
 
 
@@ -202,12 +214,20 @@ def test_a_chunk_that_adds_no_text_does_not_count_as_sent() -> None:
         assembly.finish()
 
 
-@pytest.mark.parametrize("path", [CHAT, TEXT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("path", [CHAT, TEXT, MESSAGES, RESPONSES, INFILL])
 @pytest.mark.parametrize("data", [b"{", b"[1]", b'{"choices":3,"delta":3,"response":3,"error":', b'"x"'])
 def test_what_no_engine_sends_is_malformed(path: str, data: bytes) -> None:
     assembly = planned(path, {"messages": [], "prompt": "", "input": ""})
     with pytest.raises(MalformedStream):
         assembly.feed(b"data: " + data + b"\n\n")
+
+
+def test_an_error_in_the_middle_of_a_gap_is_the_answer() -> None:
+    assembly = planned(INFILL, {})
+    error = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'
+    assembly.feed(b'data: {"content":"a","stop":false,"tokens_predicted":1}\n\ndata: ' + error + b"\n\n")
+    answer = assembly.finish()
+    assert (answer.status, json.loads(answer.body)) == (400, json.loads(error))
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -224,7 +244,9 @@ def test_comments_and_what_follows_the_end_are_ignored() -> None:
     assert assembly.finish().status == 200
 
 
-@pytest.mark.parametrize("name", ["chat-tools-parallel", "text-logprobs", "messages-tool", "responses-tool"])
+@pytest.mark.parametrize(
+    "name", ["chat-tools-parallel", "text-logprobs", "messages-tool", "responses-tool", "infill-limit"]
+)
 def test_memory_is_bounded(name: str) -> None:
     record = RECORDED[name]
     limit = 500

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from assemble_support import ASSEMBLED, CHAT, MESSAGES, RESPONSES, TEXT, Case
+from assemble_support import ASSEMBLED, CHAT, FILLED, INFILL, MESSAGES, RESPONSES, TEXT, Case
 
 from slotd.exchange.assemble import plan_assembly
 
@@ -20,7 +20,7 @@ def sent(path: str, body: bytes) -> bytes:
     return assembly.body
 
 
-@pytest.mark.parametrize("case", ASSEMBLED.values(), ids=ASSEMBLED)
+@pytest.mark.parametrize("case", [*ASSEMBLED.values(), *FILLED.values()], ids=[*ASSEMBLED, *FILLED])
 def test_only_the_streaming_keys_change(case: Case) -> None:
     path, request = case
     body = json.loads(sent(path, json.dumps(request).encode()))
@@ -67,6 +67,11 @@ def test_other_stream_options_are_kept() -> None:
         (MESSAGES, {"messages": _TURNS, "n": 2}),
         (RESPONSES, {"input": "a", "n_cmpl": 2}),
         (RESPONSES, {"input": "a", "stop": ["x"]}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "n_probs": 1}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "response_fields": ["content"]}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "return_tokens": True}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "n_cmpl": 2}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "stream": True}),
     ],
 )
 def test_sent_as_it_is(path: str, request_: dict[str, Any]) -> None:
@@ -88,6 +93,8 @@ def test_what_is_no_json_object_is_for_the_engine_to_refuse(body: bytes) -> None
         (TEXT, {"prompt": "a", "stop": ["x"]}),
         (RESPONSES, {"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}),
         (MESSAGES, {"messages": _TURNS, "n": 1}),
+        (INFILL, {"input_prefix": "a", "input_suffix": "b", "response_fields": [], "return_tokens": False}),
+        (INFILL, {}),
     ],
 )
 def test_assembled(path: str, request_: dict[str, Any]) -> None:

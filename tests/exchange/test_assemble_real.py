@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from assemble_support import ASSEMBLED, FAILING, HELD_BACK, Case, comparable
+from assemble_support import ASSEMBLED, FAILING, FILLED, FILLED_HELD_BACK, HELD_BACK, Case, comparable
 
 from slotd.exchange.assemble import NotAssemblable, plan_assembly
 
@@ -80,6 +81,25 @@ def test_equals_the_engines_own_answer(assembly_engine: Engine, case: Case) -> N
     answer = assembly.finish()
     assert answer.status == status == 200
     assert comparable(answer.body) == comparable(expected)
+
+
+@pytest.fixture(scope="session")
+def fim_engine() -> Iterator[Engine]:
+    given = os.environ.get("SLOTD_TEST_FIM_MODEL")
+    if not given:
+        pytest.skip("SLOTD_TEST_FIM_MODEL names no model with tokens for infill")
+    with hosted(Path(given), "chat") as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("case", FILLED.values(), ids=FILLED)
+def test_a_filled_gap_equals_the_engines_own_answer(fim_engine: Engine, case: Case) -> None:
+    test_equals_the_engines_own_answer(fim_engine, case)
+
+
+@pytest.mark.parametrize("case", FILLED_HELD_BACK.values(), ids=FILLED_HELD_BACK)
+def test_what_is_left_out_of_a_gap_is_noticed(fim_engine: Engine, case: Case) -> None:
+    test_text_that_the_stream_left_out_is_noticed(fim_engine, case)
 
 
 @pytest.mark.parametrize("case", HELD_BACK.values(), ids=HELD_BACK)

@@ -37,8 +37,13 @@ class Endpoint:
 
 
 def _rows() -> tuple[Endpoint, ...]:
-    def llm(path: str, *, chat: bool = True, dialect: Literal["openai", "anthropic"] = "openai") -> Endpoint:
-        return Endpoint(path, "llm", path, chat=chat, dialect=dialect)
+    def llm(
+        path: str,
+        *,
+        dialect: Literal["openai", "anthropic"] = "openai",
+        prefers: tuple[str, ...] = (),
+    ) -> Endpoint:
+        return Endpoint(path, "llm", path, chat=True, dialect=dialect, prefers=prefers)
 
     rerank = "/v1/rerank"
     return (
@@ -47,7 +52,7 @@ def _rows() -> tuple[Endpoint, ...]:
         llm("/v1/responses"),
         llm("/v1/messages", dialect="anthropic"),
         llm("/v1/messages/count_tokens", dialect="anthropic"),
-        llm("/infill"),
+        llm("/infill", prefers=("infill",)),  # few models have the tokens, and editors name none
         llm("/tokenize"),
         llm("/detokenize"),
         llm("/apply-template"),

@@ -225,10 +225,17 @@ def options_fit(drafts: Drafts, report: Report) -> None:
         if not isinstance(options, LlamaCppOptions):
             continue
         batch, ubatch = options.batch_size, options.ubatch_size
-        if ubatch > batch:
-            report.fault(
-                draft.at("options", "ubatch_size"), f"must be at most batch_size ({batch}), not {ubatch}"
-            )
+        if not draft.sound("type") or "ubatch_size" not in options.model_fields_set:
+            continue  # unset, it is as much of the batch as there is
+        path = draft.at("options", "ubatch_size")
+        if draft.value.type != "llm":
+            if ubatch != batch:
+                report.warn(
+                    path,
+                    f"has no effect: {draft.value.type} reads an input at once, batch_size ({batch}) of it",
+                )
+        elif ubatch > batch:
+            report.fault(path, f"must be at most batch_size ({batch}), not {ubatch}")
 
 
 def fallbacks_can_stand_in(drafts: Drafts, report: Report) -> None:

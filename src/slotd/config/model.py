@@ -271,7 +271,7 @@ class ModelConfig(Section):
     """The file's digest; "" = not checked."""
 
     labels: Strings = ()
-    """What the model can do beyond its type, such as "tool-calling" or "vision"."""
+    """What the model can do beyond its type, such as "tool-calling", "vision" or "infill"."""
 
     size_mb: int | None = Field(default=None, ge=1)
     """The file's size, for the memory estimate before it is here."""

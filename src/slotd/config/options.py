@@ -42,7 +42,8 @@ class LlamaCppOptions(Section):
     """Tokens of prompt submitted at a time."""
 
     ubatch_size: int = Field(default=512, ge=1)
-    """Tokens of prompt computed at a time; an embedding input must fit into it."""
+    """Tokens of prompt computed at a time, ``batch_size`` at most. A slot that embeds or ranks reads each
+    input at once: there it is the whole batch."""
 
     embedding: bool | None = None
     """Serve embeddings only; unset = as the slot's type asks."""
@@ -70,6 +71,14 @@ class LlamaCppOptions(Section):
 
     extra_args: Args = ()
     """Further arguments, spelt as for llama-server; they win over the options above."""
+
+    def computed_at_once(self, type: str) -> int:
+        """Tokens that a slot of this type computes at a time; never more than a batch has.
+
+        A vector, and a rank, is made from all of its input: one that does not
+        fit is refused, so a smaller ``ubatch_size`` would only refuse more.
+        """
+        return min(self.ubatch_size, self.batch_size) if type == "llm" else self.batch_size
 
     @property
     def text_only(self) -> bool:

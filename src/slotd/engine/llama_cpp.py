@@ -86,8 +86,7 @@ def launch_plan(slot: SlotConfig, model: str, model_path: Path, resolve: Callabl
     for flag, number in (
         ("--threads", options.threads),
         ("--batch-size", options.batch_size),
-        # An input to embed must fit into one computed batch.
-        ("--ubatch-size", options.ubatch_size if slot.type == "llm" else options.batch_size),
+        ("--ubatch-size", options.computed_at_once(slot.type)),
     ):
         if number:
             argv += [flag, str(number)]

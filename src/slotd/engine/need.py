@@ -172,7 +172,7 @@ def llama_settings(slot: SlotConfig, resolve: Callable[[str], Path] = Path) -> L
     settings = LlamaSettings(
         ctx_size=options.ctx_size,
         parallel=options.parallel or slot.max_parallel,
-        ubatch=options.ubatch_size if slot.type == "llm" else options.batch_size,
+        ubatch=options.computed_at_once(slot.type),
         unified=embeds,
         embeds=embeds,
         flash_attn=options.flash_attn != "off",

@@ -52,10 +52,10 @@ class Abilities:
         if self.nonstream_cancel == "assemble":
             return (
                 "a non-streaming request stops when its client leaves, except where the engine's stream "
-                "lacks what its answer has: chat with logprobs, a prefilled assistant turn, and an answer "
-                "cut by its token limit inside a stop string, a tool call or a character; while a prompt "
-                "is being read, llama.cpp looks for gone clients once a second and acts after the batch "
-                "in hand (options.batch_size)"
+                "lacks what its answer has: chat or infill with logprobs, a prefilled assistant turn, and an "
+                "answer cut by its token limit inside a stop string, a tool call or a character; while a "
+                "prompt is being read, llama.cpp looks for gone clients once a second and acts after the "
+                "batch in hand (options.batch_size)"
             )
         if self.nonstream_cancel == "close":
             return (

@@ -179,7 +179,9 @@ class Native(Shape):
     prefix = "native"
 
     def token(self, text: str) -> bytes:
-        return sse({"index": 0, "content": text, "tokens": [], "stop": False, "id_slot": 0})
+        piece = {"index": 0, "content": text, "tokens": [], "stop": False, "id_slot": -1}
+        counts = {"tokens_predicted": self.answer.sent, "tokens_evaluated": self.answer.prompt_tokens}
+        return sse(piece | counts)
 
     def closing(self, text: str, finish: Finish) -> bytes:
         return sse(self.whole("", finish))

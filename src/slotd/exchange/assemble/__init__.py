@@ -5,7 +5,7 @@ left, while closing a stream stops it at once. So slotd asks such an engine for
 a stream, always, and assembles the JSON answer itself. What comes out is what
 the engine would have answered, in every field, presence of keys included.
 
-The shapes (chat, completions, messages, responses) say in their docstrings how
+The shapes (chat, completions, messages, responses, infill) say in their docstrings how
 stream and answer differ in llama.cpp; ``plan`` says what is not assembled.
 """
 

@@ -13,7 +13,8 @@ non-streaming answer has, the request is left as it is. That is so for
 - ``stop`` on the responses path: whether text was held back for it at a token
   limit, and lost to the stream, cannot be told there;
 - ``verbose``: the ``__verbose`` object describes a different request;
-- ``n`` on the Anthropic and responses paths, where it means nothing.
+- ``n`` on the Anthropic, responses and infill paths, where it means nothing;
+- ``response_fields``, ``return_tokens`` and ``n_probs`` on the infill path, which change what an answer has.
 
 An engine that was itself started with maximal verbosity adds ``__verbose`` to
 every answer; assembled answers do not have it.
@@ -26,6 +27,7 @@ import msgspec
 from slotd.exchange.assemble.assembly import Assembly
 from slotd.exchange.assemble.chat import Chat
 from slotd.exchange.assemble.completions import Completions
+from slotd.exchange.assemble.infill import Infill
 from slotd.exchange.assemble.messages import Messages
 from slotd.exchange.assemble.responses import Responses
 from slotd.exchange.assemble.shape import ABSENT, Budget, Shape
@@ -40,6 +42,7 @@ _SHAPES: dict[str, type[Shape]] = {
     "/v1/completions": Completions,
     "/v1/messages": Messages,
     "/v1/responses": Responses,
+    "/infill": Infill,
 }
 _OFF = frozenset({b"false", b"null", b"0", b""})
 _NONE = frozenset({b"null", b"[]", b'""', b""})
@@ -60,6 +63,8 @@ class _Asked(msgspec.Struct):
     verbose: msgspec.Raw = ABSENT
     n: msgspec.Raw = ABSENT
     n_cmpl: msgspec.Raw = ABSENT
+    response_fields: msgspec.Raw = ABSENT
+    return_tokens: msgspec.Raw = ABSENT
 
 
 class _Turn(msgspec.Struct):
@@ -108,7 +113,11 @@ def _complete_in_stream(shape: type[Shape], asked: _Asked) -> bool:
         return False
     if shape is Responses and bytes(asked.stop) not in _NONE:
         return False
-    if shape in (Messages, Responses):
+    if shape is Infill and (
+        bytes(asked.response_fields) not in _NONE or bytes(asked.return_tokens) not in _OFF
+    ):
+        return False
+    if shape in (Messages, Responses, Infill):
         return bytes(asked.n) in _ONE and bytes(asked.n_cmpl) in _ONE
     return True
 
