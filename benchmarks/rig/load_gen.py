@@ -25,6 +25,8 @@ from typing import Any
 ONE_READ = 1 << 18
 LATE_S = 10.0
 """What a proxy still has of a stream at full speed, when the engine has ended it, may take so long."""
+SETTLE_S = 1.5
+"""So long after the first was asked, paced streams that were all asked at once are all running."""
 TAIL = 32
 """Bytes of what was read that are looked at once more with what comes next."""
 
@@ -286,10 +288,11 @@ class ClosedLoop:
 class Stream:
     """One connection that asks for one stream. Times on the monotonic clock."""
 
-    __slots__ = ("delays", "done", "first", "gaps", "last", "sock", "status", "tail", "tokens")
+    __slots__ = ("delays", "done", "first", "gaps", "held", "last", "settled", "sock", "status", "tail", "tokens")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, settled: float) -> None:
         self.sock = sock
+        self.settled = settled
         self.tail = b""
         self.status = b""
         self.first = 0.0
@@ -297,6 +300,8 @@ class Stream:
         self.tokens = 0
         self.gaps: list[float] = []
         self.delays: list[float] = []
+        self.held: list[float] = []
+        """Delays of what the engine sent when all had been running for a while."""
         self.done = False
 
     def fed(self, data: bytes, now: float, paced: bool) -> None:
@@ -309,7 +314,10 @@ class Stream:
             for found in _TOKEN.finditer(data):
                 kept = found.end()
                 self.tokens += 1
-                self.delays.append(now - float(found[1]))
+                sent = float(found[1])
+                self.delays.append(now - sent)
+                if sent >= self.settled:
+                    self.held.append(now - sent)
                 if self.last:
                     self.gaps.append(now - self.last)
                 else:
@@ -329,11 +337,12 @@ class Stream:
 def run_streams(job: Job) -> dict[str, Any]:
     data = request(job)
     poll = select.epoll()
-    made = {s.fileno(): Stream(s) for s in connect(job)}
+    clock = time.monotonic
+    settled = clock() + SETTLE_S
+    made = {s.fileno(): Stream(s, settled) for s in connect(job)}
     streams = [*made.values()]
     for fd in made:
         poll.register(fd, select.EPOLLIN)
-    clock = time.monotonic
     paced = job.rate > 0
     broken = 0
     mark, began = _cpu(), clock()
@@ -371,6 +380,7 @@ def run_streams(job: Job) -> dict[str, Any]:
         "first_token_ms": spread([s.first - began for s in ok]),
         "gap_ms": spread([g for s in ok for g in s.gaps]),
         "delay_ms": spread([d for s in ok for d in s.delays[1:]]),
+        "held_delay_ms": spread([d for s in ok for d in s.held]),
         "generator_busy": round((_cpu() - mark) / took, 3),
     }
 

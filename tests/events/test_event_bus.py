@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -40,7 +38,7 @@ def test_an_event_is_numbered_stamped_and_frozen() -> None:
     assert first.data["to"] == "ready"
     with pytest.raises(TypeError):
         first.data["to"] = "idle"  # type: ignore[index] # that it cannot be done is the test
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         first.seq = 7  # type: ignore[misc] # likewise
     assert len({first, first}) == 1
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import msgspec
 import trio
 
 from slotd.actor import Reply, Snapshot
@@ -292,7 +293,7 @@ def inbound(
 
 def again(request: Inbound) -> Inbound:
     """The same request, as another: each is carried once, in a scope of its own."""
-    return replace(request, scope=trio.CancelScope())
+    return msgspec.structs.replace(request, scope=trio.CancelScope())
 
 
 @asynccontextmanager

@@ -474,7 +474,7 @@ async def test_an_engine_that_answers_a_stream_with_a_document(autojump_clock: M
 
 
 def _fields(inbound: Inbound) -> dict[str, Any]:
-    return {name: getattr(inbound, name) for name in Inbound.__slots__}
+    return {name: getattr(inbound, name) for name in Inbound.__struct_fields__}
 
 
 async def test_a_client_that_takes_nothing_more_ends_everything(autojump_clock: MockClock) -> None:

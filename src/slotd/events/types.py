@@ -8,8 +8,10 @@ fields that they do not know.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 __all__ = [
     "ACTOR_CRASHED",
@@ -35,8 +37,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that happened. ``data`` is read-only.
 
     ``seq`` numbers the events of one run of slotd from 1, without holes.
@@ -48,7 +49,10 @@ class Event:
     time: float
     kind: str
     slot: str | None
-    data: Mapping[str, Any] = field(hash=False)
+    data: Mapping[str, Any]
+
+    def __hash__(self) -> int:
+        return hash((self.seq, self.time, self.kind, self.slot))
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,11 +129,10 @@ def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
         if record.fallback_from:
             route += f"; fallback-for={record.fallback_from}"
         found.append((b"x-slotd-route", route.encode("ascii", "replace")))
-    parts = [
-        f"{name};dur={seconds * 1000:.1f}"
-        for name, seconds in (("resolve", record.resolve_s), ("wait", record.wait_s))
-        if seconds is not None
-    ]
-    parts.append(f"total;dur={record.elapsed() * 1000:.1f}")
-    found.append((b"server-timing", ", ".join(parts).encode()))
+    times = ""
+    if record.resolve_s is not None:
+        times += f"resolve;dur={record.resolve_s * 1000:.1f}, "
+    if record.wait_s is not None:
+        times += f"wait;dur={record.wait_s * 1000:.1f}, "
+    found.append((b"server-timing", f"{times}total;dur={record.elapsed() * 1000:.1f}".encode()))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from slotd.exchange.answer import Answer
 from slotd.exchange.heartbeat import Heartbeat
@@ -15,8 +15,7 @@ from slotd.slot.lease import Lease
 __all__ = ["Carriage"]
 
 
-@dataclass(frozen=True, slots=True)
-class Carriage:
+class Carriage(msgspec.Struct, frozen=True):
     """What the steps of a request share; made when its body and headers have been understood.
 
     ``heartbeat`` is None for a request that is told nothing while it waits.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from slotd.errors import AnswerTooLarge
 from slotd.exchange.answer import Answer
@@ -23,8 +23,7 @@ from slotd.exchange.transport import BrokenUpstream, Response, Transport
 __all__ = ["Outgoing", "forward", "forward_assembled"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A request as an upstream gets it."""
 
     method: str

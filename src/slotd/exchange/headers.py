@@ -60,7 +60,10 @@ def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def is_events(headers: Headers) -> bool:
     """Whether these headers announce an event stream."""
-    return any(k.lower() == b"content-type" and b"text/event-stream" in v.lower() for k, v in headers)
+    for k, v in headers:
+        if k.lower() == b"content-type":
+            return b"text/event-stream" in v.lower()
+    return False
 
 
 def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, bytes]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import trio
 
 from slotd.capability.endpoints import Endpoint
@@ -21,8 +21,7 @@ MODEL_MAX = 1024
 """The longest model name, in characters: it is kept in records, events and errors."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inbound:
+class Inbound(msgspec.Struct, frozen=True):
     """One client request with its whole body, which the gateway has bounded.
 
     ``path`` and ``query`` are as the client sent them; ``headers`` have
@@ -41,7 +40,7 @@ class Inbound:
     client: str = ""
     key_priority: int | None = None
     parent: str = ""
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope, compare=False, repr=False)
+    scope: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
 
     @property
     def multipart(self) -> bool:
@@ -80,8 +79,7 @@ class Carrier(Protocol):
         """Answer it; see :meth:`slotd.exchange.exchange.Exchange.run`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """What routing needs of a body."""
 
     model: str | None

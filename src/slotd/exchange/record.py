@@ -199,8 +199,7 @@ class UsageTail:
     """
 
     _KEEP = 4096
-    _IN = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
-    _OUT = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d+)')
+    _USED = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d+)')
 
     __slots__ = ("_tail",)
 
@@ -227,5 +226,11 @@ class UsageTail:
 
     def read(self) -> tuple[int | None, int | None]:
         """Input and output tokens, as far as the answer tells."""
-        found_in, found_out = self._IN.findall(self._tail), self._OUT.findall(self._tail)
-        return (int(found_in[-1]) if found_in else None, int(found_out[-1]) if found_out else None)
+        into: int | None = None
+        out: int | None = None
+        for kind, number in self._USED.findall(self._tail):
+            if kind in (b"prompt", b"input"):
+                into = int(number)
+            else:
+                out = int(number)
+        return into, out

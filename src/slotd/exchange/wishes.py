@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from slotd.config.secrets import PRIORITIES
 from slotd.errors import RequestInvalid
@@ -15,8 +16,7 @@ _SECONDS = re.compile(rb"\d{1,6}(?:\.\d{1,6})?", re.ASCII)
 _INTEGER = re.compile(rb"[+-]?\d{1,3}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(msgspec.Struct, frozen=True):
     """``wait_s``: seconds the client is ready to wait for a slot, None for as long as it takes.
 
     ``priority``: higher ones are served first, 0 is the usual one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from string import ascii_lowercase
 
 import msgspec
@@ -82,7 +82,7 @@ class Child:
         headers = self.parent.headers
         if number > 1:
             headers = [(key, value) for key, value in headers if key != b"x-slotd-wait"]
-        inbound = replace(
+        inbound = msgspec.structs.replace(
             self.parent,
             id=f"{self.parent.id}.{number}",
             parent=self.parent.id,
@@ -95,7 +95,7 @@ class Child:
     async def post(self, id: str, path: str, content_type: str, body: bytes) -> Collected:
         """A tool's request; returns a successful answer. Raises :class:`ToolFailed`."""
         kept = [(key, value) for key, value in self.parent.headers if key in _FOR_TOOLS]
-        inbound = replace(
+        inbound = msgspec.structs.replace(
             self.parent,
             id=id,
             parent=self.parent.id,

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
+import msgspec
 import trio
 
 from slotd.artifacts import Artifacts
@@ -69,7 +69,7 @@ class Omni:
             await self._run(inbound, out)
             return
         if asked == "off":
-            inbound = replace(inbound, body=remove_field(inbound.body, "omni"))
+            inbound = msgspec.structs.replace(inbound, body=remove_field(inbound.body, "omni"))
         await self._exchange.run(inbound, out)
 
     async def _run(self, inbound: Inbound, out: Outbound) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+import msgspec
+
 from slotd.errors import SlotdError
 from slotd.slot.state import Fault, SlotState
 
@@ -73,8 +75,7 @@ class EngineLost:
     fault: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """Give the lease ``id`` out."""
 
     id: str

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import trio
 
 from slotd.process.plan import Address
@@ -45,8 +44,7 @@ class Fate:
         return self._fault
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """Granted by a slot's actor; valid until it is released or its engine is lost.
 
     ``http`` are the connections to this generation of the engine: the actor

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
+
 from slotd.actor import Reply
 from slotd.arbiter.tenant import Leave
 from slotd.errors import SlotdError
@@ -63,8 +65,7 @@ __all__ = [
 # --- asks and commands ---------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Acquire:
+class Acquire(msgspec.Struct, frozen=True):
     """A request wants a lease. ``id`` is the lease's name, chosen by the caller.
 
     ``model``: what the caller's route promised; refused as stale if the slot
@@ -82,8 +83,7 @@ class Acquire:
     replay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """The lease is over, or was never granted: withdraws it wherever it is.
 
     ``keep_load``: the load that it waited for goes on.
@@ -374,8 +374,7 @@ class QueryState:
     reply: Reply[SlotState]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """An event whose ``id`` awaits an answer at ``reply``."""
 
     event: Acquire | Command

@@ -21,6 +21,9 @@ SocketAddress = tuple[socket.AddressFamily, Any]
 """An address family and an address of it, as :func:`socket.getaddrinfo` gives them."""
 
 
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
 class _Ready(Protocol):
     async def __call__(self, sock: socket.socket, /) -> None: ...
 
@@ -87,7 +90,7 @@ class Connection:
     def is_quiet(self) -> bool:
         """Whether the idle peer has neither closed nor sent anything. Cheap: one system call."""
         try:
-            self._socket().recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self._socket().recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:
@@ -154,12 +157,23 @@ async def _connect(sock: socket.socket, address: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     code = sock.connect_ex(address)
     if code == errno.EINPROGRESS:
-        await trio.lowlevel.wait_writable(sock)
+        # On loopback the handshake is over by now, one way or the other.
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and not _is_connected(sock):
+            await trio.lowlevel.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, os.strerror(code))
     if is_self_connected(sock):
         raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def is_self_connected(sock: socket.socket) -> bool:

@@ -24,8 +24,7 @@ from slotd.errors import InvalidJson
 __all__ = ["Fields", "edit_fields", "raw_field", "remove_field", "set_field", "top_level"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
+class Fields(msgspec.Struct, frozen=True):
     """What routing needs to know of a request body."""
 
     model: str | None

@@ -8,23 +8,33 @@ from contextlib import suppress
 
 import trio
 
-__all__ = ["AHEAD_MAX", "RECV_BYTES", "ClientSocket"]
+__all__ = ["RECV_BYTES", "ClientSocket"]
 
 RECV_BYTES = 65536
-AHEAD_MAX = 1 << 20
-"""Bytes read ahead of their turn; with more, a hang-up is seen only when the answer is out."""
 
 
 class ClientSocket(trio.abc.AsyncResource):
     """A connected socket, without trio's layers around it.
 
     ``received``: what has come and has not been read yet. ``read_by``: until when
-    (trio's clock) its reader waits for more; kept by the lane. :meth:`close` is
+    (trio's clock) its reader waits for more; kept by the lane. ``gone``: it has
+    left while it was watched. :meth:`close` is
     synchronous and may come from any task: whoever waits here then gets
     :class:`trio.ClosedResourceError`.
     """
 
-    __slots__ = ("_closed", "_drained", "_unsent", "overdue", "peer", "read_by", "received", "sock")
+    __slots__ = (
+        "_closed",
+        "_drained",
+        "_scope",
+        "_unsent",
+        "gone",
+        "overdue",
+        "peer",
+        "read_by",
+        "received",
+        "sock",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -32,7 +42,8 @@ class ClientSocket(trio.abc.AsyncResource):
         self.sock = sock
         self.received = bytearray()
         self.read_by = float("inf")
-        self.overdue = False
+        self.overdue = self.gone = False
+        self._scope: trio.CancelScope | None = None
         self._unsent = bytearray()
         self._drained: trio.Event | None = None  # there while a task sends what the kernel did not take
         self._closed = False
@@ -40,6 +51,22 @@ class ClientSocket(trio.abc.AsyncResource):
             self.peer = str(sock.getpeername()[0])
         except OSError:
             self.peer = ""  # it has left already
+
+    def begin(self, scope: trio.CancelScope) -> None:
+        """What ``scope`` carries is for this client: it ends when that leaves, until :meth:`end`."""
+        self._scope = scope
+        if self.gone:
+            scope.cancel()
+
+    def end(self) -> None:
+        """Nothing is carried for it now."""
+        self._scope = None
+
+    def leave(self) -> None:
+        """It has left."""
+        self.gone = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def receive(self) -> bool:
         """Wait for more; False if no more will come. Raises :class:`OSError`, or ClosedResourceError."""

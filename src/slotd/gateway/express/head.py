@@ -9,9 +9,9 @@ one refuses it, in its own words.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import httptools
+import msgspec
 
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
 
@@ -30,8 +30,7 @@ class NotPlain(Exception):
     """Not for this lane."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, frozen=True):
     """A request's head. ``headers`` have lower-case names; ``length`` is the body's, or :data:`CHUNKED`."""
 
     endpoint: Endpoint

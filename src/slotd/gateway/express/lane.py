@@ -99,18 +99,24 @@ class Lane:
     async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
         """Serve a connection to its end. Cancelled: it is for the caller to close."""
         fresh = True
-        while True:
-            try:
-                head = await self._read_head(client, fresh=fresh)
-            except NotPlain:
-                return await hand_over(client)
-            except _Ended:
-                if client.overdue and client.received:
-                    await self._refuse(client, self._too_late(), "openai")
-                return None
-            if not await self._one(client, head) or self._stopping:
-                return None
-            fresh = False
+        try:
+            while True:
+                try:
+                    head = await self._read_head(client, fresh=fresh)
+                except NotPlain:
+                    break
+                except _Ended:
+                    if client.overdue and client.received:
+                        await self._refuse(client, self._too_late(), "openai")
+                    return
+                if fresh:
+                    self._hangups.watch(client)
+                if not await self._one(client, head) or self._stopping:
+                    return
+                fresh = False
+        finally:
+            self._hangups.forget(client)
+        await hand_over(client)
 
     # --- reading -------------------------------------------------------------------------
 
@@ -219,10 +225,10 @@ class Lane:
         server = self._settings.value.config.server
         inbound = self._intake.inbound(head.endpoint, head.query, head.headers, body, client.peer, priority)
         out = SocketOut(client, server.write_timeout_s, close=self._stopping or not head.keep_alive)
-        guest = self._hangups.begin(client, inbound.scope)
+        client.begin(inbound.scope)
         try:
             await self._carrier.run(inbound, out)
-            if not guest.gone:
+            if not client.gone:
                 await out.finish()
         except (SlotdError, ClientGone):
             return False  # half an answer: the connection ends, and so it is told
@@ -233,8 +239,8 @@ class Lane:
                 await self._refuse(client, failed, dialect)
             return False
         finally:
-            await self._hangups.end(guest)
-        return not (guest.gone or out.closes)
+            client.end()
+        return not (client.gone or out.closes)
 
     async def _refuse(self, client: ClientSocket, error: SlotdError, dialect: Dialect) -> None:
         """Answer with an error, and end the connection when the client has had the time to read it."""
