@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +48,7 @@ class Behind:
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         self.seen.append(inbound)
-        with inbound.scope:
+        with nullcontext() if inbound.scope_entered else inbound.scope:
             await self.behave(inbound, out)
 
     def listed(self) -> dict[str, tuple[str, ...]]:

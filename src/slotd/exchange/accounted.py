@@ -17,7 +17,13 @@ __all__ = ["accounted"]
 log = structlog.get_logger("slotd")
 
 
-async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awaitable[None]]) -> None:
+TELL_S = 5.0
+"""How long who is ended from outside may take to take in why, where the rest of its task is ended too."""
+
+
+async def accounted(
+    records: RecordBook, answer: Answer, work: Callable[[], Awaitable[None]], *, scope_entered: bool = False
+) -> None:
     """Have ``work`` give the answer, with its record open; returns when the answer is complete.
 
     Errors become an error response, or the last event of a stream that has
@@ -28,14 +34,26 @@ async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awai
     client leaves. Ended through ``records``, it is answered with the cause
     given there. One that slotd makes itself and has no more time for (the
     deadline of the record's scope has passed) is an error, and nobody's leaving.
+
+    ``scope_entered``: the record's scope is the caller's, who is in it. What
+    ends this request then ends the caller's task at its next wait.
     """
     record = answer.record
     records.open(record)
     try:
-        with record.scope:
-            await _answered(answer, work)
-        if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
-            await answer.fail(record.cause)
+        if not scope_entered:
+            with record.scope:
+                await _answered(answer, work)
+            if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
+                await answer.fail(record.cause)
+        else:
+            try:
+                await _answered(answer, work)
+            except BaseException as exc:
+                if record.cause is None or not _is_cancellation(exc):
+                    raise
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
+                    await answer.fail(record.cause)
     finally:
         record.tokens_in, record.tokens_out = answer.usage.read()
         if record.outcome == "live":
@@ -49,6 +67,13 @@ async def accounted(records: RecordBook, answer: Answer, work: Callable[[], Awai
             if not answer.complete and record.scope.deadline <= trio.current_time():
                 record.outcome, record.error = "error", StreamStalled.code
         records.close(record)
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    """Whether it is, bare or in a group, nothing but a cancellation."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(trio.Cancelled)[1] is None
+    return isinstance(exc, trio.Cancelled)
 
 
 async def _answered(answer: Answer, work: Callable[[], Awaitable[None]]) -> None:

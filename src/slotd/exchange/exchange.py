@@ -90,7 +90,8 @@ class Exchange:
             scope=inbound.scope,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
-        await accounted(self._records, answer, partial(self._answer, inbound, answer))
+        work = partial(self._answer, inbound, answer)
+        await accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
 
     async def _answer(self, inbound: Inbound, answer: Answer) -> None:
         await self._carry(self._understand(inbound, answer))

@@ -27,7 +27,8 @@ class Inbound(msgspec.Struct, frozen=True):
     ``path`` and ``query`` are as the client sent them; ``headers`` have
     lower-case names. ``key_priority``: that of the client's API key, if it has one.
     ``parent``: the request on whose behalf slotd makes this one. ``scope``: in which it
-    is carried; the adapter may cancel it when its client leaves.
+    is carried; the adapter may cancel it when its client leaves. ``scope_entered``: the
+    adapter has entered it, for this request and those that follow on its connection.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Inbound(msgspec.Struct, frozen=True):
     key_priority: int | None = None
     parent: str = ""
     scope: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
+    scope_entered: bool = False
 
     @property
     def multipart(self) -> bool:

@@ -6,6 +6,8 @@ import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 
+import trio
+
 from slotd.actor import Snapshot
 from slotd.capability.endpoints import Endpoint
 from slotd.errors import RequestTooLarge, ServerBusy
@@ -56,8 +58,12 @@ class Intake:
         body: bytes,
         client: str,
         key_priority: int | None,
+        scope: trio.CancelScope | None = None,
     ) -> Inbound:
-        """The request, with an id of its own; ``headers`` have lower-case names."""
+        """The request, with an id of its own; ``headers`` have lower-case names.
+
+        ``scope``: of its connection, in which the caller is; None: it gets its own.
+        """
         return Inbound(
             id=f"req-{self._run}-{next(self._count)}",
             method="POST",
@@ -68,6 +74,8 @@ class Intake:
             endpoint=endpoint,
             client=client,
             key_priority=key_priority,
+            scope=trio.CancelScope() if scope is None else scope,
+            scope_entered=scope is not None,
         )
 
 

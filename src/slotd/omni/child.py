@@ -89,6 +89,7 @@ class Child:
             headers=headers,
             body=body,
             scope=_scope(),
+            scope_entered=False,
         )
         await self.exchange.run(inbound, out)
 
@@ -105,6 +106,7 @@ class Child:
             headers=[(b"content-type", content_type.encode()), *kept],
             body=body,
             scope=_scope(),
+            scope_entered=False,
         )
         answer = Collected()
         try:

@@ -85,7 +85,8 @@ class Omni:
             scope=inbound.scope,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
-        await accounted(self._records, answer, partial(self._converse, inbound, answer))
+        work = partial(self._converse, inbound, answer)
+        await accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
 
     async def _converse(self, inbound: Inbound, answer: Answer) -> None:
         # Here, not above: a start would wait 25 ms for what only chats with tools need.

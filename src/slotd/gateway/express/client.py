@@ -17,8 +17,9 @@ class ClientSocket(trio.abc.AsyncResource):
     """A connected socket, without trio's layers around it.
 
     ``received``: what has come and has not been read yet. ``read_by``: until when
-    (trio's clock) its reader waits for more; kept by the lane. ``gone``: it has
-    left while it was watched. :meth:`close` is
+    (trio's clock) its reader waits for more; ``served``: it has asked for something
+    before; ``busy``: and is being answered; all three are kept by the lane. ``gone``:
+    it has left while it was watched. :meth:`close` is
     synchronous and may come from any task: whoever waits here then gets
     :class:`trio.ClosedResourceError`.
     """
@@ -28,11 +29,13 @@ class ClientSocket(trio.abc.AsyncResource):
         "_drained",
         "_scope",
         "_unsent",
+        "busy",
         "gone",
         "overdue",
         "peer",
         "read_by",
         "received",
+        "served",
         "sock",
     )
 
@@ -42,7 +45,7 @@ class ClientSocket(trio.abc.AsyncResource):
         self.sock = sock
         self.received = bytearray()
         self.read_by = float("inf")
-        self.overdue = self.gone = False
+        self.overdue = self.gone = self.served = self.busy = False
         self._scope: trio.CancelScope | None = None
         self._unsent = bytearray()
         self._drained: trio.Event | None = None  # there while a task sends what the kernel did not take

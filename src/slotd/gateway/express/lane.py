@@ -98,25 +98,39 @@ class Lane:
 
     async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
         """Serve a connection to its end. Cancelled: it is for the caller to close."""
-        fresh = True
         try:
             while True:
-                try:
-                    head = await self._read_head(client, fresh=fresh)
-                except NotPlain:
-                    break
-                except _Ended:
-                    if client.overdue and client.received:
-                        await self._refuse(client, self._too_late(), "openai")
+                # One for all that come, as entering one costs as much as parsing a head.
+                with trio.CancelScope() as scope:
+                    try:
+                        await self._requests(client, scope)
+                    except NotPlain:
+                        break
                     return
-                if fresh:
-                    self._hangups.watch(client)
-                if not await self._one(client, head) or self._stopping:
+                # It went with a request that was ended from outside. Whoever has
+                # been told so may ask again.
+                if client.busy or client.gone or self._stopping:
                     return
-                fresh = False
         finally:
             self._hangups.forget(client)
         await hand_over(client)
+
+    async def _requests(self, client: ClientSocket, scope: trio.CancelScope) -> None:
+        """One after the other, in ``scope``; returns when the connection is to end. Raises NotPlain."""
+        while True:
+            try:
+                head = await self._read_head(client, fresh=not client.served)
+            except _Ended:
+                if client.overdue and client.received:
+                    await self._refuse(client, self._too_late(), "openai")
+                return
+            if not client.served:
+                client.served = True
+                self._hangups.watch(client)
+            client.busy = True
+            if not await self._one(client, head, scope) or self._stopping:
+                return
+            client.busy = False
 
     # --- reading -------------------------------------------------------------------------
 
@@ -209,7 +223,7 @@ class Lane:
 
     # --- answering -----------------------------------------------------------------------
 
-    async def _one(self, client: ClientSocket, head: RequestHead) -> bool:
+    async def _one(self, client: ClientSocket, head: RequestHead, scope: trio.CancelScope) -> bool:
         """Answer one request; whether another may follow."""
         dialect = head.endpoint.dialect
         try:
@@ -223,9 +237,11 @@ class Lane:
             await self._refuse(client, error, dialect)
             return False
         server = self._settings.value.config.server
-        inbound = self._intake.inbound(head.endpoint, head.query, head.headers, body, client.peer, priority)
+        inbound = self._intake.inbound(
+            head.endpoint, head.query, head.headers, body, client.peer, priority, scope
+        )
         out = SocketOut(client, server.write_timeout_s, close=self._stopping or not head.keep_alive)
-        client.begin(inbound.scope)
+        client.begin(scope)
         try:
             await self._carrier.run(inbound, out)
             if not client.gone:
