@@ -536,7 +536,7 @@ def test_no_address_is_an_os_error() -> None:
     async def main() -> None:
         conn = Connection()
         with pytest.raises(OSError, match="no address") as caught:
-            await conn.open([])
+            await conn.open([], 1.0)
         assert caught.value.errno == errno.EADDRNOTAVAIL
         conn.close()
 

@@ -175,11 +175,9 @@ class Http1Pool:
         self._in_use.add(conn)
         opened = False
         try:
-            with trio.move_on_after(self._connect_timeout_s) as scope:
-                await conn.open(self._addresses or await _resolve(self._host, self._port))
-                opened = True
-            if scope.cancelled_caught:
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            addresses = self._addresses or await _resolve(self._host, self._port, self._connect_timeout_s)
+            await conn.open(addresses, self._connect_timeout_s)
+            opened = True
         except OSError as exc:
             raise ConnectFailed(f"{where} cannot be reached: {exc.strerror or exc}") from exc
         except trio.ClosedResourceError as exc:
@@ -333,6 +331,8 @@ def _literal(host: str, port: int) -> list[SocketAddress]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-async def _resolve(host: str, port: int) -> list[SocketAddress]:
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]
+async def _resolve(host: str, port: int, timeout_s: float) -> list[SocketAddress]:
+    with trio.move_on_after(timeout_s):
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, address) for family, _, _, _, address in found]
+    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))

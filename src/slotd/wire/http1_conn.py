@@ -46,19 +46,24 @@ class Connection:
         self._unsent: list[memoryview] = []
         self._send_error: OSError | None = None
 
-    async def open(self, addresses: Iterable[SocketAddress]) -> None:
-        """Connect to the first address that accepts.
+    async def open(self, addresses: Iterable[SocketAddress], timeout_s: float) -> None:
+        """Connect to the first address that accepts; to one on loopback without waiting.
 
-        Raises the last address's :class:`OSError` if none does, and
+        Raises the last address's :class:`OSError` if none does,
+        :class:`TimeoutError` after ``timeout_s`` seconds of waiting in all, and
         :class:`trio.ClosedResourceError` if it was closed meanwhile.
         """
         failure: OSError = OSError(errno.EADDRNOTAVAIL, "no address to connect to")
+        until = trio.current_time() + timeout_s
         for family, address in addresses:
             if self.closed:
                 raise trio.ClosedResourceError
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
             try:
-                await _connect(sock, address)
+                if not _begin(sock, address):
+                    await _end(sock, until)
+                if is_self_connected(sock):
+                    raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             except OSError as exc:
                 failure = exc
                 sock.close()
@@ -152,28 +157,32 @@ class Connection:
             unsent[0] = unsent[0][sent:]
 
 
-async def _connect(sock: socket.socket, address: Any) -> None:
+def _begin(sock: socket.socket, address: Any) -> bool:
+    """Begin to connect; whether that is done. On loopback the handshake is over when the call returns."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     code = sock.connect_ex(address)
-    if code == errno.EINPROGRESS:
-        # On loopback the handshake is over by now, one way or the other.
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not code and not _is_connected(sock):
-            await trio.lowlevel.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
+    if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
-    if is_self_connected(sock):
-        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-
-
-def _is_connected(sock: socket.socket) -> bool:
+    _check(sock)
     try:
         sock.getpeername()
     except OSError:
         return False
     return True
+
+
+async def _end(sock: socket.socket, until: float) -> None:
+    with trio.move_on_at(until):
+        await trio.lowlevel.wait_writable(sock)
+        _check(sock)
+        return
+    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+def _check(sock: socket.socket) -> None:
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(code, os.strerror(code))
 
 
 def is_self_connected(sock: socket.socket) -> bool:
