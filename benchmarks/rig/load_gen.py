@@ -27,6 +27,8 @@ LATE_S = 10.0
 """What a proxy still has of a stream at full speed, when the engine has ended it, may take so long."""
 SETTLE_S = 1.5
 """So long after the first was asked, paced streams that were all asked at once are all running."""
+LAST_TOKENS = 10
+"""Of each paced stream, left out of what is held: that all end at once is a load of its own."""
 TAIL = 32
 """Bytes of what was read that are looked at once more with what comes next."""
 
@@ -288,11 +290,25 @@ class ClosedLoop:
 class Stream:
     """One connection that asks for one stream. Times on the monotonic clock."""
 
-    __slots__ = ("delays", "done", "first", "gaps", "held", "last", "settled", "sock", "status", "tail", "tokens")
+    __slots__ = (
+        "delays",
+        "done",
+        "first",
+        "gaps",
+        "held",
+        "last",
+        "settled",
+        "sock",
+        "status",
+        "steady",
+        "tail",
+        "tokens",
+    )
 
-    def __init__(self, sock: socket.socket, settled: float) -> None:
+    def __init__(self, sock: socket.socket, settled: float, tokens: int) -> None:
         self.sock = sock
         self.settled = settled
+        self.steady = tokens - LAST_TOKENS
         self.tail = b""
         self.status = b""
         self.first = 0.0
@@ -301,7 +317,7 @@ class Stream:
         self.gaps: list[float] = []
         self.delays: list[float] = []
         self.held: list[float] = []
-        """Delays of what the engine sent when all had been running for a while."""
+        """Delays of what the engine sent while all were running: not from the beginning, nor near the end."""
         self.done = False
 
     def fed(self, data: bytes, now: float, paced: bool) -> None:
@@ -316,7 +332,7 @@ class Stream:
                 self.tokens += 1
                 sent = float(found[1])
                 self.delays.append(now - sent)
-                if sent >= self.settled:
+                if sent >= self.settled and self.tokens <= self.steady:
                     self.held.append(now - sent)
                 if self.last:
                     self.gaps.append(now - self.last)
@@ -339,7 +355,7 @@ def run_streams(job: Job) -> dict[str, Any]:
     poll = select.epoll()
     clock = time.monotonic
     settled = clock() + SETTLE_S
-    made = {s.fileno(): Stream(s, settled) for s in connect(job)}
+    made = {s.fileno(): Stream(s, settled, job.tokens) for s in connect(job)}
     streams = [*made.values()]
     for fd in made:
         poll.register(fd, select.EPOLLIN)

@@ -39,7 +39,7 @@ def test_only_the_end_is_kept(chunks: list[bytes]) -> None:
     usage = UsageTail()
     for chunk in chunks:
         usage.feed(chunk)
-    assert usage._tail == b"".join(chunks)[-4096:]
+    assert usage._join() == b"".join(chunks)[-4096:]
 
 
 def test_text_that_speaks_of_tokens_is_not_taken_for_the_count() -> None:

@@ -201,20 +201,29 @@ class UsageTail:
     _KEEP = 4096
     _USED = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d+)')
 
-    __slots__ = ("_tail",)
+    __slots__ = ("_pieces", "_size")
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._pieces: list[bytes] = []  # joined when somebody looks, or when they are twice what is kept
+        self._size = 0
 
     def feed(self, data: bytes) -> None:
-        if len(data) >= self._KEEP:
-            self._tail = data[-self._KEEP :]
-        else:
-            self._tail = self._tail[len(data) - self._KEEP :] + data
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > 2 * self._KEEP:
+            self._join()
+
+    def _join(self) -> bytes:
+        """What is kept, in one piece."""
+        tail = b"".join(self._pieces)[-self._KEEP :]
+        self._pieces[:] = [tail]
+        self._size = len(tail)
+        return tail
 
     def ended(self) -> bool:
         """Whether the last event of a stream has been seen, in any dialect."""
-        return any(mark in self._tail for mark in (b"data: [DONE]", b"message_stop", b"response.completed"))
+        tail = self._join()
+        return any(mark in tail for mark in (b"data: [DONE]", b"message_stop", b"response.completed"))
 
     def closed(self) -> bool:
         """Whether the very last thing seen is the closing event of a stream.
@@ -222,13 +231,13 @@ class UsageTail:
         Stricter than :meth:`ended`: what a model says cannot look like it, as
         JSON escapes line ends.
         """
-        return self._tail.endswith((b"\n\ndata: [DONE]\n\n", b'\ndata: {"type":"message_stop"}\n\n'))
+        return self._join().endswith((b"\n\ndata: [DONE]\n\n", b'\ndata: {"type":"message_stop"}\n\n'))
 
     def read(self) -> tuple[int | None, int | None]:
         """Input and output tokens, as far as the answer tells."""
         into: int | None = None
         out: int | None = None
-        for kind, number in self._USED.findall(self._tail):
+        for kind, number in self._USED.findall(self._join()):
             if kind in (b"prompt", b"input"):
                 into = int(number)
             else:

@@ -36,28 +36,22 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
     HTTP body, has said everything: the client's body ends as it should.
     """
     gate, usage = answer.gate, answer.usage
-
-    async def send(ready: bytes) -> None:
-        if not answer.begun:
-            await answer.begin(response.status, for_client(response.headers))
-        if (rest := answer.put(ready)) is not None:
-            watch.pause()
-            await rest
-        if tells_error(ready):
-            answer.record.error = "engine.error"
-
-    while True:
+    ended = False
+    while not ended:
         try:
             data = await response.receive_some()
         except BrokenUpstream:
             if gate.clean and not gate.holds and usage.closed():
                 return
             raise
-        if not data:
-            break
-        if ready := gate.feed(data):
-            await send(ready)
+        ended = not data
+        ready = gate.rest() if ended else gate.feed(data)
+        if not answer.begun and (ready or ended):
+            await answer.begin(response.status, for_client(response.headers))
+        if ready:
+            if (waiting := answer.put(ready)) is not None:
+                watch.pause()
+                await waiting
+            if tells_error(ready):
+                answer.record.error = "engine.error"
         watch.progressed()
-    rest = gate.rest()
-    if rest or not answer.begun:
-        await send(rest)
