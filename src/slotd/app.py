@@ -12,6 +12,7 @@ on, so that what asks is gone before what answers::
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 import time
@@ -80,6 +81,9 @@ NARRATED = frozenset(
     }
 )
 """What the log tells."""
+
+GAPS_EVERY_S = 1.0
+"""How often, at most, the log says that it could not keep up."""
 
 SAVE_S = 1.0
 """A disk that takes longer at the end costs what was learned in the last seconds."""
@@ -400,9 +404,14 @@ class Slotd:
 
         room = self.config.server.event_buffer
         with self.bus.subscribe(max_buffered=room, kinds=NARRATED, match=told, lasting=True) as events:
+            missed, told_at = 0, -math.inf
             async for event in events:
                 if isinstance(event, Gap):
+                    missed += event.missed
                     continue
+                if missed and trio.current_time() - told_at >= GAPS_EVERY_S:
+                    log.warning("more happened than the log could tell", missed=missed)
+                    missed, told_at = 0, trio.current_time()
                 data = event.data
                 match event.kind:
                     case types.SLOT_LOADED:

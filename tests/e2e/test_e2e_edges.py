@@ -176,3 +176,13 @@ async def test_a_slots_crash_is_in_the_log(slotd_harness: Start, tmp_path: Path)
             assert entry["actor"] == "slot chat"
             assert isinstance(entry["exc_info"], BaseException)
             assert json.dumps(entry["restart_in_s"])
+
+
+async def test_the_log_says_when_it_could_not_tell_everything(slotd_harness: Start) -> None:
+    with capture_logs() as logs, trio.fail_after(GUARD_S):
+        async with slotd_harness({"chat": fake_slot(default=True)}, server={"event_buffer": 10}) as slotd:
+            for _ in range(50):
+                slotd.slotd.bus.publish("slot.fault", {"reason": "none", "message": "said"}, slot="chat")
+            await eventually(lambda: sum(line["event"] == "fault" for line in logs) == 10)
+    (told,) = [line for line in logs if line["event"] == "more happened than the log could tell"]
+    assert told["missed"] == 40

@@ -17,7 +17,7 @@ __all__ = ["accounted"]
 log = structlog.get_logger("slotd")
 
 
-TELL_S = 5.0
+TELL_S = 1.0
 """How long who is ended from outside may take to take in why, where the rest of its task is ended too."""
 
 
@@ -52,8 +52,9 @@ async def accounted(
             except BaseException as exc:
                 if record.cause is None or not _is_cancellation(exc):
                     raise
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
-                    await answer.fail(record.cause)
+                if not answer.complete:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
+                        await answer.fail(record.cause)
     finally:
         record.tokens_in, record.tokens_out = answer.usage.read()
         if record.outcome == "live":
