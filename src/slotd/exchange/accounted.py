@@ -82,7 +82,8 @@ async def _answered(answer: Answer, work: Callable[[], Awaitable[None]]) -> None
     try:
         await work()
     except SlotdError as error:
-        await answer.fail(error)
+        # Who is ended from outside may see what that did to others first.
+        await answer.fail(record.cause or error)
     except ClientGone:
         raise
     except Exception:

@@ -103,7 +103,8 @@ class Attempts:
 
     def _goes_again(self, carriage: Carriage, gone: _Lost) -> bool:
         left = carriage.policy.max_replays - carriage.record.replays
-        return gone.again and not carriage.answer.begun and left > 0
+        ended = carriage.record.cause is not None
+        return gone.again and not carriage.answer.begun and left > 0 and not ended
 
     def _note_replay(self, carriage: Carriage, lease: Lease, lost: EngineLost) -> None:
         record = carriage.record
@@ -159,9 +160,10 @@ class Attempts:
 
     def _watch(self, carriage: Carriage, lease: Lease, began: float) -> Watch:
         def end(stalled: StreamStalled) -> None:
+            # First, as the slot may give its engine up for this: that is not what happened here.
+            self._records.end(carriage.record, stalled)
             if stalled.details["limit"] != TOTAL:
                 self._slots.stalled(lease.slot, lease.id)
-            self._records.end(carriage.record, stalled)
 
         return self._stalls.watch(carriage.policy.stall, end, began)
 

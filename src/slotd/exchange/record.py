@@ -200,6 +200,11 @@ class UsageTail:
 
     _KEEP = 4096
     _USED = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d+)')
+    # What a model says cannot look like it: JSON escapes line ends and quotes.
+    _END = re.compile(
+        rb"(?:^|[\r\n])(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.completed)[\r\n])"
+        rb'|"type"\s*:\s*"(?:message_stop|response\.completed)"'
+    )
 
     __slots__ = ("_pieces", "_size")
 
@@ -222,14 +227,12 @@ class UsageTail:
 
     def ended(self) -> bool:
         """Whether the last event of a stream has been seen, in any dialect."""
-        tail = self._join()
-        return any(mark in tail for mark in (b"data: [DONE]", b"message_stop", b"response.completed"))
+        return self._END.search(self._join()) is not None
 
     def closed(self) -> bool:
         """Whether the very last thing seen is the closing event of a stream.
 
-        Stricter than :meth:`ended`: what a model says cannot look like it, as
-        JSON escapes line ends.
+        Stricter than :meth:`ended`: nothing has followed it.
         """
         return self._join().endswith((b"\n\ndata: [DONE]\n\n", b'\ndata: {"type":"message_stop"}\n\n'))
 

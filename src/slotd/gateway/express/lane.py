@@ -131,6 +131,9 @@ class Lane:
             if not await self._one(client, head, scope) or self._stopping:
                 return
             client.busy = False
+            if scope.cancel_called:
+                # The next may be here already, and reading it no wait: it has a scope of its own coming.
+                await trio.lowlevel.checkpoint()
 
     # --- reading -------------------------------------------------------------------------
 
