@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
 from typer.testing import CliRunner, Result
@@ -70,6 +71,40 @@ def test_the_port_of_the_configuration_here_is_asked(text: str | None, port: int
     if text is not None:
         written(text)
     assert Api().url == f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[server]\nport = 9", "The port is that of ./slotd.toml, 9."),
+        ("[server\nport", "./slotd.toml cannot be read"),
+        ("[server]\nport = true", "no usable server.port"),
+        (None, "is it running? Another address: --url"),
+    ],
+)
+def test_who_finds_nobody_is_told_where_the_address_is_from(text: str | None, told: str) -> None:
+    if text is not None:
+        written(text)
+    if text is not None and "= 9" in text:
+        done = slotd("status")  # nobody listens there
+        assert done.exit_code == 1
+        assert told in done.stderr.replace("\n", " ")
+    else:
+        assert told in str(Api()._unreachable(httpx.ConnectError("refused")))
+
+
+def test_check_takes_the_file_as_an_argument_too() -> None:
+    config = written("[server]\nport = 99999\n")
+    for arguments in (["check", str(config)], ["check", "-c", str(config)]):
+        done = slotd(*arguments)
+        assert done.exit_code == 1
+        assert "server.port" in done.stderr
+
+
+def test_pull_names_the_models_that_there_are() -> None:
+    config = written('[models.small]\nsource = "file:a"\n[models.tiny]\nsource = "file:b"\n')
+    assert "did you mean 'small'?" in slotd("pull", "smal", "-c", str(config)).stderr.replace("\n", " ")
+    assert "its models: 'small', 'tiny'" in slotd("pull", "qqq", "-c", str(config)).stderr.replace("\n", " ")
 
 
 def test_a_url_that_is_given_is_the_one(monkeypatch: pytest.MonkeyPatch) -> None:

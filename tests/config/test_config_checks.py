@@ -285,6 +285,10 @@ def test_two_defaults_of_one_type() -> None:
             )
             for ubatch in (32, 512)
         ),
+        (
+            in_chat('request = { system = "first" }'),
+            "slots.chat.request.system: has no effect: the slot has no system_prompt",
+        ),
     ],
 )
 def test_warning(text: str, warning: str) -> None:

@@ -295,8 +295,25 @@ async def test_an_answer_that_was_cut_off_is_asked_for_once_more(autojump_clock:
     assert answer["slotd"] == {"rounds": 2, "ended": "final", "tools": []}
 
 
+async def test_without_tools_it_is_not() -> None:
+    """There was no call to be cut off: what the client has asked for is what came."""
+    world = World(says(None, finish="length"), says("done"))
+    world.loaded_slots = lambda: ()  # type: ignore[method-assign] # nobody who could serve a tool
+    answer = (await run(world)).document
+    assert len(world.bodies()) == 1
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_what_has_words_is_an_answer_though_it_was_cut(autojump_clock: MockClock) -> None:
+    """The client's own limit is the client's to set."""
+    world = World(says("wor", finish="length"), says("done"))
+    answer = (await run(world, asked(max_tokens=8))).document
+    assert len(world.bodies()) == 1
+    assert answer["choices"][0]["message"]["content"] == "wor"
+
+
 async def test_and_only_once(autojump_clock: MockClock) -> None:
-    world = World(says("wor", finish="length"))
+    world = World(says(None, finish="length"), says(None, finish="length"))
     answer = (await run(world)).document
     assert [body.get("max_tokens") for body in world.bodies()] == [None, 8192]
     assert answer["choices"][0]["finish_reason"] == "length"

@@ -205,7 +205,6 @@ turns = st.builds(
     content=st.text(max_size=3),
     calls=st.lists(st.builds(Call, st.uuids().map(str), names, st.text(max_size=6)), max_size=4).map(tuple),
     finish_reason=st.sampled_from(["stop", "length", "tool_calls"]),
-    shown=st.booleans(),
 )
 
 
@@ -234,7 +233,7 @@ def test_every_conversation_ends_in_its_bounds(said: list[Turn], rounds: int, mo
             case Retry():
                 retries += 1
                 assert not turn.calls
-                assert not turn.shown
+                assert not turn.content
                 assert state.tokens == 8192
             case HandOver(calls):
                 assert {c.name for c in calls} == {"weather"}

@@ -111,6 +111,10 @@ async def test_unknown_names_and_a_manager_that_does_not_run() -> None:
         with pytest.raises(SlotNotFound) as caught:
             await ask("tchat")
         assert caught.value.details["slots"] == ["chat"]
+        assert "did you mean 'chat'?" in caught.value.message
+    for name, told in (("m", "slot 'chat' answers to that name"), ("nobody", "; slots: chat")):
+        with pytest.raises(SlotNotFound, match=told):
+            slots.snapshot(name)
     for read in (slots.snapshot, slots.logs, slots.observe, slots.mailbox):
         with pytest.raises(SlotNotFound):
             read("tchat")

@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,8 @@ from slotd.errors import ConfigInvalid, SlotdError
 
 __all__ = ["Api", "ServerError", "ServerUnreachable"]
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_PORT = 8080
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 KEY_ADVICE = (
     "the command line takes its key from its environment: SLOTD_API_KEY, or the first of SLOTD_API_KEYS"
@@ -40,7 +42,10 @@ class Api:
     """Blocking calls to one server. Errors are typed; nothing is retried."""
 
     def __init__(self, url: str | None = None) -> None:
-        self.url = (url or os.environ.get("SLOTD_URL") or _default_url()).rstrip("/").removesuffix("/v1")
+        given, self._guess = url or os.environ.get("SLOTD_URL"), ""
+        if not given:
+            given, self._guess = _default_url()
+        self.url = given.rstrip("/").removesuffix("/v1")
         key = _own_key()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(
@@ -89,24 +94,28 @@ class Api:
 
     def _unreachable(self, exc: httpx.HTTPError) -> ServerUnreachable:
         return ServerUnreachable(
-            f"no slotd answers at {self.url} ({exc}); is it running? "
+            f"no slotd answers at {self.url} ({exc}); is it running? {self._guess}"
             "Another address: --url, or SLOTD_URL in the environment"
         )
 
 
-def _default_url() -> str:
-    """Here, at the port of the configuration in this directory if there is one.
+def _default_url() -> tuple[str, str]:
+    """Here, at the port of the configuration in this directory if there is one; and how that was found.
 
     Only its port: a file that merely lies here must not say who is sent the key.
     """
     from slotd.config import read_config
 
+    if not Path("slotd.toml").exists():
+        return DEFAULT_URL, ""
     try:
-        server = tomllib.loads(read_config("slotd.toml").text).get("server")
+        server = tomllib.loads(read_config("slotd.toml").text).get("server", {})
     except (ConfigInvalid, tomllib.TOMLDecodeError, RecursionError):
-        return DEFAULT_URL
-    port = server.get("port") if isinstance(server, dict) else None
-    return f"http://127.0.0.1:{port}" if type(port) is int and 0 < port < 65536 else DEFAULT_URL
+        return DEFAULT_URL, "(./slotd.toml cannot be read, so this is the default port.) "
+    port = server.get("port", DEFAULT_PORT) if isinstance(server, dict) else None
+    if type(port) is int and 0 < port < 65536:
+        return f"http://127.0.0.1:{port}", f"(The port is that of ./slotd.toml, {port}.) "
+    return DEFAULT_URL, "(./slotd.toml has no usable server.port, so this is the default port.) "
 
 
 def _own_key() -> str:

@@ -16,6 +16,9 @@ from slotd.names import close_names
 
 __all__ = ["run"]
 
+SHOWN = 12
+"""So many models are named to who asks for one that is not there."""
+
 UNSERVED: Overrides = {"server": {"api_keys_env": "", "api_keys_file": "", "allow_open": True}}
 """Nobody is served, so the keys of clients need not be here."""
 
@@ -25,7 +28,9 @@ def run(config: Path, model: str) -> None:
     loaded = load_config(config, overrides=UNSERVED)
     if model not in loaded.config.models:
         close = close_names(model, loaded.config.models)
-        raise RequestInvalid(f"there is no model {model!r} in {config}", details={"close": close})
+        known = ", ".join(repr(name) for name in close or tuple(loaded.config.models)[:SHOWN])
+        hint = f"did you mean {known}?" if close else f"its models: {known or 'none'}"
+        raise RequestInvalid(f"there is no model {model!r} in {config}; {hint}", details={"close": close})
     path = trio.run(_pull, loaded, model)
     out.print(str(path), markup=False)
 

@@ -125,8 +125,12 @@ def init(
 
 
 @app.command()
-def check(config: Config = DEFAULT_CONFIG) -> None:
+def check(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The same as --config.")] = None,
+    config: Config = DEFAULT_CONFIG,
+) -> None:
     """Check a configuration: list everything that is wrong with it."""
+    config = file or config
     from slotd.cli.check import machine_warnings
     from slotd.config import load_config
 

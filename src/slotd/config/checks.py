@@ -193,6 +193,15 @@ def _default(key: str) -> object:
     return SlotConfig.model_fields[key].get_default(call_default_factory=True)
 
 
+def prompts_are_there(drafts: Drafts, report: Report) -> None:
+    for draft in drafts.slots.values():
+        if not draft.sound("request", "system_prompt"):
+            continue
+        slot = draft.value
+        if slot.request.system == "first" and not slot.system_prompt:
+            report.warn(draft.at("request", "system"), "has no effect: the slot has no system_prompt")
+
+
 def placeholders_are_known(drafts: Drafts, report: Report) -> None:
     for draft in drafts.slots.values():
         slot = draft.value
@@ -385,6 +394,7 @@ CHECKS: tuple[Check, ...] = (
     models_exist,
     one_default_per_type,
     engines_have_what_they_need,
+    prompts_are_there,
     placeholders_are_known,
     options_fit,
     fallbacks_can_stand_in,

@@ -76,7 +76,9 @@ class EngineBackend:
         if ref is not None:
             path = self._store.present(ref)
             if path is None:
-                raise SpawnStarved(f"the file of model {model!r} is gone; load the slot again to fetch it")
+                raise SpawnStarved(
+                    f"the file of model {model!r} is gone; the next load looks for it at its source"
+                )
         return self._make_plan(model, path)
 
     def need(self, model: str) -> Need:

@@ -206,9 +206,7 @@ class _Reading:
         if not self._events:
             turn, head, passed = read_document(self._whole, self._deltas)
             await self._stream.delta(head, passed)
-            return Turn(
-                turn.content, turn.reasoning, turn.calls, turn.finish_reason, turn.usage, bool(turn.content)
-            )
+            return Turn(turn.content, turn.reasoning, turn.calls, turn.finish_reason, turn.usage)
         if self._finish_reason is None:
             raise TurnFailed.of(EngineError("the engine's stream ended before its answer was complete"))
         await self._stream.delta(self._head, self._deltas.end())
@@ -218,5 +216,4 @@ class _Reading:
             calls=self._deltas.calls(),
             finish_reason=self._finish_reason,
             usage=self._usage,
-            shown=bool(self._deltas.content),
         )

@@ -38,7 +38,7 @@ own tool, or with what the tools gave because the model could not go on."""
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One complete answer of the model. ``shown``: some of its text is with the client already.
+    """One complete answer of the model.
 
     ``document``: the engine's own, where the answer was not streamed.
     """
@@ -48,7 +48,6 @@ class Turn:
     calls: tuple[Call, ...] = ()
     finish_reason: str = "stop"
     usage: Mapping[str, Any] = field(default_factory=dict)
-    shown: bool = False
     document: Mapping[str, Any] | None = None
 
 
@@ -151,7 +150,10 @@ def step(state: State, turn: Turn, rules: Rules, limit: int | None = None) -> tu
         return state, HandOver(handed)
     over = state.rounds >= rules.max_rounds
     if not turn.calls:
-        if turn.finish_reason != "length" or state.retried or turn.shown or over:
+        # What has words is what was asked for, as long as was asked for; without tools there was
+        # no call to be cut off.
+        vain = not turn.content and bool(rules.ours or rules.theirs)
+        if turn.finish_reason != "length" or state.retried or over or not vain:
             return state, Final("final")
         tokens = max(2 * (limit or 0), MORE_TOKENS)
         return replace(state, retried=True, tokens=tokens), Retry()

@@ -33,6 +33,9 @@ __all__ = ["Landlord", "SlotManager"]
 
 log = structlog.get_logger("slotd")
 
+HINTED = 12
+"""So many slots are named to who asks for one that is not there."""
+
 
 class Landlord(Protocol):
     """The arbiter, as the slots need it; all synchronous."""
@@ -431,10 +434,20 @@ class SlotManager:
 
         await entry.mailbox.ask(asked)
 
+    def _hint(self, name: str) -> str:
+        if close := nearest(name, self._entries):
+            return f"; did you mean {close!r}?"
+        for slot, entry in self._entries.items():
+            if name == entry.identity.model or name in entry.identity.aliases:
+                return f", but slot {slot!r} answers to that name; did you mean it?"
+        names = list(self._entries)
+        more = f" and {len(names) - HINTED} more" if len(names) > HINTED else ""
+        return f"; slots: {', '.join(names[:HINTED]) or 'none'}{more}"
+
     def _entry(self, name: str) -> _Entry:
         entry = self._entries.get(name)
         if entry is None:
-            close = nearest(name, self._entries)
-            hint = f"; did you mean {close!r}?" if close else ""
-            raise SlotNotFound(f"there is no slot {name!r}{hint}", details={"slots": list(self._entries)})
+            raise SlotNotFound(
+                f"there is no slot {name!r}{self._hint(name)}", details={"slots": list(self._entries)}
+            )
         return entry
