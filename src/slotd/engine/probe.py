@@ -16,7 +16,10 @@ __all__ = ["await_ready"]
 
 FIRST_DELAY_S = 0.01
 MAX_DELAY_S = 0.1
-"""A probe costs a fraction of a millisecond; waiting longer only delays the first token."""
+PART = 0.03
+"""Between two looks pass this part of the time since the start, from the first delay to the longest: a
+look costs a fraction of a millisecond, and what passes after the engine is ready delays the first token.
+"""
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -53,7 +56,7 @@ async def await_ready(
     The probe has a connection of its own, outside the engine's users' pool.
     """
     http = Http1Pool(handle.address.host, handle.address.port, max_idle=1)
-    delay = FIRST_DELAY_S
+    began = trio.current_time()
     opened = False
     try:
         while True:
@@ -77,8 +80,8 @@ async def await_ready(
                         return models
                     words = f"GET {readiness.models_path} lists no model"
             saw(words)
-            await trio.sleep(delay)
-            delay = min(delay * 1.3, MAX_DELAY_S)
+            elapsed = trio.current_time() - began
+            await trio.sleep(min(max(elapsed * PART, FIRST_DELAY_S), MAX_DELAY_S))
     finally:
         http.close()
 

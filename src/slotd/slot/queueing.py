@@ -145,8 +145,10 @@ def _breaker_refusal(s: Slot, event: ev.Acquire, now: float) -> SlotdError | Non
     if b.fault is not None and b.fault.terminal:
         return fault_error(s.spec.name, b.fault)
     why = f": {b.fault.message}" if b.fault is not None else ""
+    name, left = s.spec.name, f"for another {max(math.ceil(b.until - now), 1)} s"
     return SlotCrashLooping(
-        f"slot {s.spec.name!r} has failed {b.failures} times in a row and is left alone for a while{why}",
+        f"slot {name!r} has failed {b.failures} times in a row and is left alone {left} "
+        f"(`slotd load {name}` tries at once){why}",
         details={"failures": b.failures, "parked": b.parked, **(b.fault.details() if b.fault else {})},
         retry_after_s=b.until - now,
     )
