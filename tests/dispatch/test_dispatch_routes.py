@@ -15,7 +15,7 @@ from slotd.dispatch import (
     UpstreamTarget,
     compile_table,
 )
-from slotd.dispatch.policy import SlotView, Unknown, lookup
+from slotd.dispatch.policy import SlotView, Unknown, find_close, lookup
 from slotd.dispatch.state import begin
 from slotd.errors import CapabilityMismatch, ModelMissing, SlotdError, UnknownUpstream
 
@@ -102,6 +102,12 @@ def test_a_variant_of_every_name_of_its_slot(name: str) -> None:
     assert isinstance(found, Route)
     assert (found.variant, found.rule, found.tier) == ("high", f'variant "{name}"', 1)
     assert (found.model, found.slot_model, found.asked) == ("smollm2", "smollm2", name)
+
+
+def test_a_variant_that_there_is_not_suggests_those_that_there_are() -> None:
+    close = find_close(begin(TABLE, {}, 0.0).world, "chat:hihg")
+    assert close[0] == "chat:high"
+    assert not any(name.startswith("slotd/") for name in close)
 
 
 def test_a_name_with_a_colon_of_its_own_is_no_variant() -> None:

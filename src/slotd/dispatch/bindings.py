@@ -79,11 +79,12 @@ class RouteTable:
         return target.name in known
 
     def names(self) -> Iterable[str]:
-        """Names a user may have meant: slots, models, aliases, bindings without wildcards."""
+        """Names a user may have meant: slots, models, aliases, bindings without wildcards, variants."""
         yield from (n for n in self.by_slot if not n.startswith("slotd/"))
         yield from self.by_model
         yield from self.by_alias
         yield from self._globs.exact()
+        yield from (rule.match for rule in self.variants() if not rule.match.startswith("slotd/"))
 
 
 def compile_table(
