@@ -340,10 +340,10 @@ async def test_in_the_middle_of_sending_its_body(slotd_harness: Start) -> None:
         async with slotd_harness({"chat": fake_slot(default=True)}) as slotd:
             before = Baseline(slotd)
             async with await dial(slotd) as wire:
-                await wire.stream.send_all(
-                    f"POST {CHAT} HTTP/1.1\r\nhost: slotd\r\ncontent-length: 100000\r\n\r\n{{".encode()
-                )
-                await eventually(lambda: before.tasks < Baseline(slotd).tasks)
+                head = f"POST {CHAT} HTTP/1.1\r\nhost: slotd\r\ncontent-length: 100000\r\n"
+                await wire.stream.send_all(f"{head}expect: 100-continue\r\n\r\n".encode())
+                assert (await wire.stream.receive_some()).startswith(b"HTTP/1.1 100")  # it is waited for
+                await wire.stream.send_all(b"{")
             await before.again()
             assert slotd.snapshot("chat").starts == 0
 

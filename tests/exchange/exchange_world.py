@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import msgspec
 import trio
@@ -23,7 +23,6 @@ from slotd.exchange.inbound import ClientGone, Inbound
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import StallLimits
-from slotd.exchange.transport import Response
 from slotd.process.plan import Address
 from slotd.slot.backend import Abilities
 from slotd.slot.lease import Fate, Lease
@@ -91,7 +90,10 @@ class Answer:
                     chunk()
         return b""
 
-    def abort(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
         self.ended = True
 
 
@@ -235,7 +237,7 @@ class World:
     def snapshot(self, slot: str) -> SlotSnapshot:
         return self.cells[slot].value
 
-    # pool
+    # pool, remote
     async def request(self, method: bytes, target: bytes, headers: object, body: bytes) -> Answer:
         await trio.lowlevel.checkpoint()
         self.sent.append((target, body))
@@ -246,15 +248,6 @@ class World:
             await trio.sleep(answer.delay_s)
         self.used.append(answer)
         return answer
-
-    # remote
-    @asynccontextmanager
-    async def open(self, method: str, target: bytes, headers: object, body: bytes) -> AsyncIterator[Response]:
-        answer = await self.request(method.encode(), target, headers, body)
-        try:
-            yield answer
-        finally:
-            answer.abort()
 
 
 class Client:

@@ -33,9 +33,9 @@ from slotd.errors import (
 )
 from slotd.events import Event
 from slotd.exchange.stall import LATE_S
-from slotd.exchange.transport import BrokenUpstream
 from slotd.slot.backend import Abilities
 from slotd.slot.state import Fault
+from slotd.wire.broken import Broken
 from slotd.wire.http1 import BadResponse, ConnectFailed, UpstreamBroken
 
 REFUSED = ConnectFailed("refused")
@@ -169,7 +169,7 @@ async def test_the_next_generation_serves_what_the_lost_one_listed(autojump_cloc
     assert client.status == 200
 
 
-@pytest.mark.parametrize("error", [BrokenUpstream("gone"), UpstreamUnavailable("refused")])
+@pytest.mark.parametrize("error", [Broken("gone"), UpstreamUnavailable("refused")])
 async def test_a_remote_is_asked_once(error: Exception) -> None:
     """What it has done with the request is not known."""
     world = World(error, Answer(b"{}"), route=Route(UpstreamTarget("far"), "m", "m", 2, "catalog"))

@@ -21,8 +21,8 @@ from slotd.errors import (
 from slotd.exchange.inbound import ClientGone
 from slotd.exchange.policy import Policy
 from slotd.exchange.stall import LATE_S
-from slotd.exchange.transport import BrokenUpstream
 from slotd.slot.state import Fault
+from slotd.wire.broken import Broken
 from slotd.wire.http1 import UpstreamBroken
 
 ONCE = Policy(max_replays=0)
@@ -134,7 +134,7 @@ async def test_a_remote_that_cannot_be_reached_is_reported(error: Exception) -> 
 
 
 async def test_a_remote_that_breaks_off_is_a_bad_gateway() -> None:
-    broken = BrokenUpstream("gone")
+    broken = Broken("gone")
     world = World(
         Answer(b"data: 1\n\n", broken, kind=SSE), route=Route(UpstreamTarget("far"), "m", "m", 2, "c")
     )

@@ -20,7 +20,7 @@ from slotd.comfy.job import Limits, run_prompt
 from slotd.comfy.words import failed
 from slotd.comfy.workflow import IMAGES, Workflow, render
 from slotd.errors import EngineError, RequestUnprocessable, SlotdError
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, Http1Pool
 
 __all__ = ["ComfyAdapter"]
 
@@ -174,6 +174,6 @@ async def _empty(api: Api, files: list[_File]) -> None:
     """
     with trio.move_on_after(EMPTY_TIMEOUT_S, shield=True):
         # An engine that cannot be reached is ended, and throws them away when it starts.
-        with suppress(ConnectFailed, UpstreamBroken, BadResponse, SlotdError):
+        with suppress(Broken, SlotdError):
             for file in files:
                 await api.upload(b"", file.name)

@@ -15,7 +15,7 @@ from slotd.comfy.events import Line
 from slotd.comfy.progress import Progress
 from slotd.comfy.workflow import Graph
 from slotd.errors import EngineError, SlotdError, SlotQueueTimeout, StreamStalled
-from slotd.wire.http1 import BadResponse, ConnectFailed, UpstreamBroken
+from slotd.wire.http1 import Broken, UpstreamBroken
 
 __all__ = ["Limits", "run_prompt"]
 
@@ -136,5 +136,5 @@ async def _stop(api: Api, prompt_id: str, *, answered: bool) -> None:
         if not answered:
             await trio.sleep(SETTLE_S)
         # An engine that cannot be reached has nothing left to stop.
-        with suppress(ConnectFailed, UpstreamBroken, BadResponse, SlotdError):
+        with suppress(Broken, SlotdError):
             await api.stop(prompt_id)

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from slotd.slot.backend import Finding
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, Http1Pool
 from slotd.wire.sse import EventParser, EventTooLarge
 
 __all__ = ["check_output", "judge"]
@@ -173,7 +173,7 @@ async def _complete(http: Http1Pool, path: str, model_name: str, prompt: str) ->
                     choice = _choice(event.data, path)
                     pieces.append(_piece(choice))
                     ended = choice.finish_reason or ended
-    except (ConnectFailed, UpstreamBroken, BadResponse) as exc:
+    except Broken as exc:
         raise _Inconclusive(str(exc)) from exc
     except EventTooLarge as exc:
         raise _Inconclusive(f"{path}: {exc}") from exc

@@ -9,9 +9,7 @@ from slotd.artifacts import Keep, Together
 from slotd.exchange.answer import Answer
 from slotd.exchange.inbound import Inbound, header
 from slotd.exchange.stall import Watch
-from slotd.exchange.transport import BrokenUpstream
 from slotd.slot.lease import Lease
-from slotd.wire.http1 import BadResponse, ConnectFailed, UpstreamBroken
 
 __all__ = ["serve_adapted"]
 
@@ -58,18 +56,11 @@ class _Reply:
 async def serve_adapted(
     adapter: Adapter, inbound: Inbound, body: bytes, lease: Lease, answer: Answer, watch: Watch, keep: Keep
 ) -> None:
-    """Let ``adapter`` carry the request. Raises :class:`BrokenUpstream` for an engine that is lost."""
+    """Let ``adapter`` carry the request. Raises :class:`~slotd.wire.broken.Broken` if its engine is lost."""
     answer.record.phase = "forwarding"
     content_type = (header(inbound.headers, b"content-type") or b"application/json").decode("latin-1")
     call = Call(inbound.id, inbound.endpoint.upstream_path, content_type, body, lease.model)
     host = (header(inbound.headers, b"host") or b"").decode("latin-1")
     origin = f"http://{host}" if host else ""
-    try:
-        with keep() as together:
-            await adapter.serve(call, lease.http, _Reply(answer, watch, together, origin))
-    except ConnectFailed as exc:
-        raise BrokenUpstream(f"no connection: {exc}") from exc
-    except UpstreamBroken as exc:
-        raise BrokenUpstream(str(exc)) from exc
-    except BadResponse as exc:
-        raise BrokenUpstream(str(exc), nonsense=True) from exc
+    with keep() as together:
+        await adapter.serve(call, lease.http, _Reply(answer, watch, together, origin))

@@ -24,9 +24,9 @@ from slotd.exchange.race import first_of
 from slotd.exchange.record import RecordBook
 from slotd.exchange.shaping import shape
 from slotd.exchange.stall import TOTAL, Stalls, Watch
-from slotd.exchange.transport import BrokenUpstream, LocalTransport
 from slotd.slot.lease import Lease
 from slotd.slot.manager import SlotManager
+from slotd.wire.broken import Broken
 from slotd.wire.multipart import set_value
 
 __all__ = ["Attempts"]
@@ -140,7 +140,6 @@ class Attempts:
             and lease.abilities.nonstream_cancel == "assemble"
         ):
             assembly = plan_assembly(inbound.endpoint.upstream_path, outgoing.body)
-        transport = LocalTransport(lease.http)
         adapter = lease.abilities.adapters.get(inbound.endpoint.upstream_path)
         try:
             with self._watch(carriage, lease, began) as watch:
@@ -148,14 +147,14 @@ class Attempts:
                     await serve_adapted(adapter, inbound, outgoing.body, lease, answer, watch, self._keep)
                     return
                 if assembly is None:
-                    await forward(outgoing, transport, answer, watch)
+                    await forward(outgoing, lease.http, answer, watch)
                     return
                 with suppress(NotAssemblable):  # nothing has been sent yet: let the engine answer by itself
-                    await forward_assembled(outgoing, assembly, transport, answer, watch)
+                    await forward_assembled(outgoing, assembly, lease.http, answer, watch)
                     return
             with self._watch(carriage, lease, began) as watch:
-                await forward(outgoing, transport, answer, watch)
-        except BrokenUpstream as exc:
+                await forward(outgoing, lease.http, answer, watch)
+        except Broken as exc:
             raise _Lost(await self._engine_lost(lease, exc), again=not exc.nonsense) from exc
 
     def _watch(self, carriage: Carriage, lease: Lease, began: float) -> Watch:
@@ -190,7 +189,7 @@ class Attempts:
             return set_value(inbound.body, b"model", name.encode()) if asked is not None else inbound.body
         return set_field(inbound.body, "model", msgspec.json.encode(name))
 
-    async def _engine_lost(self, lease: Lease, exc: BrokenUpstream) -> EngineLost:
+    async def _engine_lost(self, lease: Lease, exc: Broken) -> EngineLost:
         """The connection broke: find out why from the slot, which may learn of it just after us."""
         fault = lease.fate.fault
         if fault is None:

@@ -38,9 +38,10 @@ from slotd.exchange.inbound import Inbound, Outbound, read_head
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import Stalls
-from slotd.exchange.transport import BrokenUpstream, Transport
+from slotd.exchange.transport import Transport
 from slotd.exchange.wishes import read_wishes
 from slotd.slot.manager import SlotManager
+from slotd.wire.broken import Broken
 from slotd.wire.multipart import set_value
 
 __all__ = ["Exchange"]
@@ -155,7 +156,7 @@ class Exchange:
             limits, end = carriage.policy.stall, partial(self._records.end, carriage.record)
             with self._stalls.watch(limits, end) as watch:
                 await forward(Outgoing.of(inbound, body), self._remote(name), carriage.answer, watch)
-        except BrokenUpstream as exc:
+        except Broken as exc:
             raise UpstreamUnavailable(f"upstream {name!r} broke off its answer: {exc}") from exc
         except (UpstreamUnavailable, UpstreamTimeout):
             self._dispatcher.report_failure(name)

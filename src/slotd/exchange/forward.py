@@ -18,7 +18,8 @@ from slotd.exchange.headers import for_upstream, is_events
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import Watch
-from slotd.exchange.transport import BrokenUpstream, Response, Transport
+from slotd.exchange.transport import Response, Transport
+from slotd.wire.broken import Broken
 
 __all__ = ["Outgoing", "forward", "forward_assembled"]
 
@@ -26,7 +27,7 @@ __all__ = ["Outgoing", "forward", "forward_assembled"]
 class Outgoing(msgspec.Struct, frozen=True):
     """A request as an upstream gets it."""
 
-    method: str
+    method: bytes
     target: bytes
     headers: list[tuple[bytes, bytes]]
     body: bytes
@@ -36,13 +37,15 @@ class Outgoing(msgspec.Struct, frozen=True):
         """The client's request with this body."""
         path = inbound.endpoint.upstream_path.encode()
         target = path + b"?" + inbound.query if inbound.query else path
-        return cls(inbound.method, target, for_upstream(inbound.headers), body)
+        return cls(inbound.method.encode(), target, for_upstream(inbound.headers), body)
 
 
 async def forward(outgoing: Outgoing, transport: Transport, answer: Answer, watch: Watch) -> None:
-    """Send it and relay what comes. Raises :class:`BrokenUpstream`."""
+    """Send it and relay what comes. Raises :class:`Broken`."""
     answer.record.phase = "forwarding"
-    async with transport.open(outgoing.method, outgoing.target, outgoing.headers, outgoing.body) as response:
+    async with await transport.request(
+        outgoing.method, outgoing.target, outgoing.headers, outgoing.body
+    ) as response:
         await _relay(response, answer, watch)
 
 
@@ -52,11 +55,13 @@ async def forward_assembled(
     """Stream from the upstream, answer with one document: see :mod:`slotd.exchange.assemble`.
 
     Raises :class:`NotAssemblable`, with nothing sent, where only the upstream's
-    own document will do, and :class:`BrokenUpstream`.
+    own document will do, and :class:`Broken`.
     """
     record = answer.record
     record.phase = "forwarding"
-    async with transport.open(outgoing.method, outgoing.target, outgoing.headers, assembly.body) as response:
+    async with await transport.request(
+        outgoing.method, outgoing.target, outgoing.headers, assembly.body
+    ) as response:
         if response.status != 200 or not is_events(response.headers):
             await _relay(response, answer, watch)
             return
@@ -71,7 +76,7 @@ async def forward_assembled(
         except AssemblyTooLarge as exc:
             raise AnswerTooLarge(f"{exc}; ask for a stream instead") from exc
         except AssemblyError as exc:
-            raise BrokenUpstream(str(exc), nonsense=not isinstance(exc, IncompleteStream)) from exc
+            raise Broken(str(exc), nonsense=not isinstance(exc, IncompleteStream)) from exc
     watch.pause()
     length = str(len(document.body)).encode()
     await answer.begin(document.status, [(b"content-type", b"application/json"), (b"content-length", length)])

@@ -6,7 +6,8 @@ from slotd.exchange.answer import Answer
 from slotd.exchange.engine_errors import tells_error
 from slotd.exchange.headers import for_client
 from slotd.exchange.stall import Watch
-from slotd.exchange.transport import BrokenUpstream, Response
+from slotd.exchange.transport import Response
+from slotd.wire.broken import Broken
 
 __all__ = ["relay_bytes", "relay_events"]
 
@@ -40,7 +41,7 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
     while not ended:
         try:
             data = await response.receive_some()
-        except BrokenUpstream:
+        except Broken:
             if gate.clean and not gate.holds and usage.closed():
                 return
             raise

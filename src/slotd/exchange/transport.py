@@ -1,38 +1,27 @@
-"""How the exchange reaches a target: local engines by the lean client, remotes by httpx.
-
-Both give the same small response: status, headers, and ``receive_some``.
-"""
+"""How the exchange reaches a target: local engines by the lean client, remotes by httpx."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import httpx
 import trio
 
 from slotd.errors import UpstreamTimeout, UpstreamUnavailable
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, Http1Response, UpstreamBroken
+from slotd.wire.broken import Broken
 
-__all__ = ["BrokenUpstream", "LocalTransport", "Remote", "RemoteTransport", "Response", "Transport"]
-
-
-class BrokenUpstream(Exception):
-    """The upstream refused, broke off, or answered something that is not HTTP.
-
-    ``nonsense``: it spoke, and will hardly make more sense when asked again.
-    For the exchange only: it says what to do, and turns it into a typed error.
-    """
-
-    def __init__(self, message: str, *, nonsense: bool = False) -> None:
-        super().__init__(message)
-        self.nonsense = nonsense
+__all__ = ["Remote", "RemoteTransport", "Response", "Transport"]
 
 
 class Response(Protocol):
-    """An upstream's answer whose body is still to come."""
+    """An upstream's answer whose body is still to come.
+
+    An ``async with`` block: leaving it, by whatever way, closes the connection
+    unless the answer was complete.
+    """
 
     @property
     def status(self) -> int: ...
@@ -41,77 +30,27 @@ class Response(Protocol):
     def headers(self) -> list[tuple[bytes, bytes]]: ...
 
     async def receive_some(self) -> bytes:
-        """Body bytes as they arrive; empty at the natural end. Raises :class:`BrokenUpstream`."""
+        """Body bytes as they arrive; empty at the natural end. Raises :class:`Broken`."""
         ...
+
+    async def __aenter__(self) -> Response: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Transport(Protocol):
-    def open(
-        self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> AbstractAsyncContextManager[Response]:
-        """Send a request; the answer's head is there when the block is entered.
+    """A way to a target. A local engine's is its :class:`~slotd.wire.http1.Http1Pool`."""
 
-        Leaving the block, by whatever way, closes the connection unless the
-        answer was complete. Raises :class:`BrokenUpstream`.
+    async def request(
+        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> Response:
+        """Send a request; returns when the answer's head is there, and the caller must enter it.
+
+        Raises :class:`~slotd.wire.broken.Broken`.
         """
         ...
-
-
-class _LocalResponse:
-    __slots__ = ("_receive", "headers", "status")
-
-    def __init__(self, inner: Http1Response) -> None:
-        self._receive = inner.receive_some
-        self.status = inner.status
-        self.headers = inner.headers
-
-    async def receive_some(self) -> bytes:
-        try:
-            return await self._receive()
-        except UpstreamBroken as exc:
-            raise BrokenUpstream(str(exc)) from exc
-        except BadResponse as exc:
-            raise BrokenUpstream(str(exc), nonsense=True) from exc
-
-
-class LocalTransport:
-    """To one generation of a local engine, over its pool."""
-
-    def __init__(self, pool: Http1Pool) -> None:
-        self._pool = pool
-
-    def open(
-        self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> AbstractAsyncContextManager[Response]:
-        return _LocalRequest(self._pool, method.encode(), target, headers, body)
-
-
-class _LocalRequest:
-    """What ``async with`` needs, and no more: a generator in its place costs a tenth of a small request."""
-
-    __slots__ = ("_ask", "_pool", "_response")
-
-    def __init__(
-        self, pool: Http1Pool, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        self._pool = pool
-        self._ask = (method, target, headers, body)
-        self._response: Http1Response | None = None
-
-    async def __aenter__(self) -> _LocalResponse:
-        try:
-            response = self._response = await self._pool.request(*self._ask)
-        except ConnectFailed as exc:
-            raise BrokenUpstream(f"no connection: {exc}") from exc
-        except UpstreamBroken as exc:
-            raise BrokenUpstream(str(exc)) from exc
-        except BadResponse as exc:
-            raise BrokenUpstream(str(exc), nonsense=True) from exc
-        return _LocalResponse(response)
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._response is not None:
-            self._response.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +65,7 @@ class Remote:
 
 class _RemoteResponse:
     def __init__(self, response: httpx.Response) -> None:
+        self._response = response
         self._chunks = response.aiter_raw()
         self.status = response.status_code
         self.headers = [(k.lower(), v) for k, v in response.headers.raw]
@@ -136,10 +76,21 @@ class _RemoteResponse:
                 if chunk:
                     return chunk
         except httpx.HTTPError as exc:
-            raise BrokenUpstream(str(exc) or type(exc).__name__) from exc
+            raise Broken(str(exc) or type(exc).__name__) from exc
         return b""
 
-    async def unwind(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._unwind()
+        finally:
+            await self._response.aclose()
+
+    async def _unwind(self) -> None:
         """End the body where it stands.
 
         httpx nests generators, and closing the outermost leaves the others to
@@ -159,10 +110,10 @@ class RemoteTransport:
         self._client = client
         self._remote = remote
 
-    @asynccontextmanager
-    async def open(
-        self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> AsyncIterator[Response]:
+    async def request(
+        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> Response:
+        """See :class:`Transport`. Raises also :class:`UpstreamTimeout` and :class:`UpstreamUnavailable`."""
         remote = self._remote
         # Paths come as "/v1/..." and the configured base ends in "/v1".
         path = target.decode("latin-1")
@@ -173,7 +124,9 @@ class RemoteTransport:
         outgoing += list(remote.auth_headers.items())
         outgoing.append(("accept-encoding", "identity"))
         timeout = httpx.Timeout(None, connect=remote.connect_timeout_s)
-        request = self._client.build_request(method, url, headers=outgoing, content=body, timeout=timeout)
+        request = self._client.build_request(
+            method.decode(), url, headers=outgoing, content=body, timeout=timeout
+        )
         try:
             response = await self._client.send(request, stream=True)
         except httpx.ConnectTimeout as exc:
@@ -184,11 +137,4 @@ class RemoteTransport:
             raise UpstreamUnavailable(f"upstream {remote.name!r} cannot be reached: {exc}") from exc
         except httpx.HTTPError as exc:
             raise UpstreamUnavailable(f"upstream {remote.name!r} broke off: {exc}") from exc
-        remote_response = _RemoteResponse(response)
-        try:
-            yield remote_response
-        finally:
-            try:
-                await remote_response.unwind()
-            finally:
-                await response.aclose()
+        return _RemoteResponse(response)

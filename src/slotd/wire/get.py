@@ -6,7 +6,7 @@ import errno
 
 import trio
 
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, ConnectFailed, Http1Pool
 
 __all__ = ["SHORTAGE", "get"]
 
@@ -33,6 +33,6 @@ async def get(http: Http1Pool, path: str, timeout_s: float) -> tuple[int, bytes]
             cause = exc.__cause__
             if isinstance(cause, OSError) and cause.errno in SHORTAGE:
                 raise cause from None
-        except (UpstreamBroken, BadResponse):
+        except Broken:
             return None
     return None

@@ -21,26 +21,11 @@ from typing import Self
 
 import trio
 
+from slotd.wire.broken import BadResponse, Broken, ConnectFailed, UpstreamBroken
 from slotd.wire.http1_conn import Connection, SocketAddress
-from slotd.wire.http1_wire import BadResponse, ResponseReader, encode_request
+from slotd.wire.http1_wire import ResponseReader, encode_request
 
-__all__ = ["BadResponse", "ConnectFailed", "Http1Pool", "Http1Response", "UpstreamBroken"]
-
-
-class ConnectFailed(Exception):
-    """No connection could be made. The cause is chained (an :class:`OSError`), unless the pool was closed."""
-
-
-class UpstreamBroken(Exception):
-    """The connection ended before the response did: by the peer, by a failure, or closed on this side.
-
-    ``bytes_received`` tells whether any byte of the response had arrived; if
-    not, nothing is known about what the engine has done with the request.
-    """
-
-    def __init__(self, message: str, *, bytes_received: bool) -> None:
-        super().__init__(message)
-        self.bytes_received = bytes_received
+__all__ = ["BadResponse", "Broken", "ConnectFailed", "Http1Pool", "Http1Response", "UpstreamBroken"]
 
 
 class Http1Pool:

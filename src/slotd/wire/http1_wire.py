@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import httptools
 
-__all__ = ["RECV_BYTES", "BadResponse", "ResponseReader", "encode_request"]
+from slotd.wire.broken import BadResponse
+
+__all__ = ["RECV_BYTES", "ResponseReader", "encode_request"]
 
 RECV_BYTES = 65536
 """The most that is read from a socket in one go, and so the most body a reader holds."""
@@ -22,10 +24,6 @@ _JOIN_BYTES = 65536
 
 _OWN_HEADERS = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
-
-
-class BadResponse(Exception):
-    """The peer sent something that is not an HTTP/1.1 response to a plain request."""
 
 
 def encode_request(

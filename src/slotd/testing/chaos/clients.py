@@ -15,7 +15,7 @@ from slotd.testing.chaos.judge import Answer
 from slotd.testing.chaos.oracle import Oracle
 from slotd.testing.chaos.plan import Babble, HalfClose, Leave, Stall
 from slotd.testing.chaos.site import Site, SiteDown
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, Http1Pool
 
 __all__ = ["Crowd", "babble", "half_close", "leave", "stall"]
 
@@ -122,7 +122,7 @@ async def send(site: Site, ask: Ask) -> Answer:
         shown = {name.decode().lower(): value.decode() for name, value in response.headers}
         while chunk := await response.receive_some():
             data.append(chunk)
-    except (ConnectFailed, UpstreamBroken, BadResponse) as exc:
+    except Broken as exc:
         return Answer(status, shown, b"".join(data), False, str(exc))
     finally:
         pool.close()

@@ -21,7 +21,7 @@ from slotd.testing.chaos import table
 from slotd.testing.chaos.asks import Service
 from slotd.testing.fake_knobs import Knobs, command
 from slotd.testing.harness import FakeEngine, SlotdProcess, config_text
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, Http1Pool
 
 __all__ = ["Limits", "Outage", "Reply", "Site", "SiteDown", "SlotPlan", "moody_slot"]
 
@@ -254,7 +254,7 @@ class Site:
                 )
                 while chunk := await response.receive_some():
                     data += chunk
-        except (ConnectFailed, UpstreamBroken, BadResponse) as exc:
+        except Broken as exc:
             raise SiteDown(str(exc)) from exc
         finally:
             pool.close()

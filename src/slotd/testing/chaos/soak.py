@@ -23,7 +23,7 @@ from slotd.testing.chaos.oracle import Expect, Oracle, Recovery, Struck, Violati
 from slotd.testing.chaos.plan import Fault, Step, Target, make_plan, told
 from slotd.testing.chaos.site import Limits, Site, SiteDown, SlotPlan, moody_slot
 from slotd.testing.fake_knobs import Knobs
-from slotd.wire.http1 import BadResponse, ConnectFailed, Http1Pool, UpstreamBroken
+from slotd.wire.http1 import Broken, Http1Pool
 from slotd.wire.sse import EventParser
 
 __all__ = ["Memory", "Result", "Settings", "soak"]
@@ -412,7 +412,7 @@ class _Run:
                 await trio.sleep(0.02)
                 continue
             followed = self._site.incarnation
-            with suppress(ConnectFailed, UpstreamBroken, BadResponse):
+            with suppress(Broken):
                 await self._follow()
 
     async def _follow(self) -> None:
