@@ -73,6 +73,8 @@ class Answer:
         self.chunks = list(chunks)
         self.status = status
         self.headers = [kind]
+        self.events = kind == SSE
+        self.complete = False
         self.ended = False
 
     async def receive_some(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Self
 
 import pytest
 import trio
@@ -24,6 +25,7 @@ class Upstream:
     """A response whose chunks come after so many seconds each."""
 
     status = 200
+    events = complete = False
 
     def __init__(self, chunks: Sequence[tuple[float, bytes]]) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
@@ -35,6 +37,11 @@ class Upstream:
         seconds, data = self._chunks.pop(0)
         await trio.sleep(seconds)
         return data
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None: ...
 
 
 class Client:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slotd.wire.http1_wire import BadResponse, ResponseReader, encode_request
+from slotd.wire.broken import BadResponse
+from slotd.wire.http1_wire import ResponseReader, encode_request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -28,7 +29,7 @@ def test_request_bytes() -> None:
 
 def test_empty_bodies_are_announced_only_where_one_is_expected() -> None:
     assert encode_request(b"GET", b"/", b"h", [], b"") == [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"]
-    [data] = encode_request(b"POST", b"/", b"h", [(b"Transfer-Encoding", b"chunked")], b"")
+    [data] = encode_request(b"POST", b"/", b"h", [(b"transfer-encoding", b"chunked")], b"")
     assert data == b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -119,14 +120,11 @@ def test_response_read_in_pieces(name: str, data: st.DataObject) -> None:
     assert reader.drained
     assert (reader.status, got, reader.reusable) == (case.status, case.body, case.reusable)
     if name == "chunked":
-        assert reader.headers == [(b"Transfer-Encoding", b"chunked")]  # no trailers among them
+        assert reader.headers == [(b"transfer-encoding", b"chunked")]  # no trailers among them
     if name == "until EOF":
-        assert reader.headers == [(b"X-Empty", b""), (b"X", b"y")]
+        assert reader.headers == [(b"x-empty", b""), (b"x", b"y")]
     if name == "interim":
-        assert reader.headers == [(b"Content-Length", b"2")]
-        assert reader.reason == b"OK"
-    if name == "old":
-        assert (reader.http_version, reader.reason) == ("1.0", b"Fine by me")
+        assert reader.headers == [(b"content-length", b"2")]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].until_eof])
@@ -212,7 +210,7 @@ def test_what_is_not_body_is_bounded(start: bytes, more: bytes) -> None:
     def feed_all() -> None:
         nonlocal fed
         while fed < len(raw):
-            size = min(reader.wanted, 50)
+            size = min(reader.wanted(), 50)
             assert size > 0
             reader.feed(raw[fed : fed + size])
             fed += size
@@ -227,7 +225,7 @@ def test_head_of_just_the_allowed_size() -> None:
     raw %= b"y" * (200 - len(raw) + 2)
     for limit, fits in ((200, True), (199, False)):
         reader = ResponseReader(b"GET", max_head_bytes=limit)
-        first = raw[: reader.wanted]
+        first = raw[: reader.wanted()]
         if fits:
             reader.feed(first)
             assert reader.ended

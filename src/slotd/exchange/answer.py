@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from slotd.errors import SlotdError
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.headers import is_events
-from slotd.exchange.inbound import Outbound, header
+from slotd.exchange.inbound import Outbound
 from slotd.exchange.record import RequestRecord, UsageTail
 from slotd.exchange.render import Dialect, error_response, sse_comment, sse_error
 
@@ -60,8 +60,6 @@ class Answer:
         if self.started:
             assert is_events(headers)
             return
-        length = header(headers, b"content-length")
-        self._length = int(length) if length is not None and length.isdigit() else None
         await self._start(status, headers)
 
     async def comment(self, text: str) -> None:
@@ -116,7 +114,11 @@ class Answer:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.record.status = status
-        self.events = is_events(headers)
+        for name, value in headers:
+            if name == b"content-type":
+                self.events = b"text/event-stream" in value.lower()
+            elif name == b"content-length":
+                self._length = int(value) if value.isdigit() else None
         self.started = True
         await self._out.start(status, [*headers, *trace_headers(self.record)])
 

@@ -14,7 +14,7 @@ from slotd.exchange.assemble import (
     NotAssemblable,
 )
 from slotd.exchange.engine_errors import SHOWN_BYTES, as_event
-from slotd.exchange.headers import for_upstream, is_events
+from slotd.exchange.headers import for_upstream
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import Watch
@@ -62,7 +62,7 @@ async def forward_assembled(
     async with await transport.request(
         outgoing.method, outgoing.target, outgoing.headers, assembly.body
     ) as response:
-        if response.status != 200 or not is_events(response.headers):
+        if response.status != 200 or not response.events:
             await _relay(response, answer, watch)
             return
         _first_byte(answer, watch)
@@ -85,10 +85,9 @@ async def forward_assembled(
 
 async def _relay(response: Response, answer: Answer, watch: Watch) -> None:
     _first_byte(answer, watch)
-    events = is_events(response.headers)
-    if answer.started and not (response.status == 200 and events):
+    if answer.started and not (response.status == 200 and response.events):
         await _refuse(response, answer, watch)
-    elif events:
+    elif response.events:
         await relay_events(response, answer, watch)
     else:
         await relay_bytes(response, answer, watch)

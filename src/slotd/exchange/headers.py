@@ -1,4 +1,4 @@
-"""Which headers travel on, and which end here."""
+"""Which headers travel on, and which end here. Names are in lower case, here and everywhere."""
 
 from __future__ import annotations
 
@@ -40,36 +40,44 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
     b"x-request-id",
 }
 
+_NOT_ANSWERED_EVENTS = _NOT_ANSWERED | {b"content-length"}
+
 
 def for_upstream(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """A client's request headers (lower-case names) as the upstream gets them."""
+    """A client's request headers as the upstream gets them."""
     return _without(headers, _NOT_FORWARDED)
 
 
-def for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """An upstream's response headers as the client gets them, names in lower case.
+def for_client(headers: Headers, *, events: bool) -> list[tuple[bytes, bytes]]:
+    """An upstream's response headers as the client gets them.
 
     A body is relayed unchanged, so its length still holds; that of an event
-    stream does not, since an error event may have to follow what has come.
+    stream (``events``) does not, since an error event may have to follow what has come.
     """
-    kept = _without([(k.lower(), v) for k, v in headers], _NOT_ANSWERED)
-    if is_events(kept):
-        return [field for field in kept if field[0] != b"content-length"]
-    return kept
+    return _without(headers, _NOT_ANSWERED_EVENTS if events else _NOT_ANSWERED)
 
 
 def is_events(headers: Headers) -> bool:
     """Whether these headers announce an event stream."""
     for k, v in headers:
-        if k.lower() == b"content-type":
+        if k == b"content-type":
             return b"text/event-stream" in v.lower()
     return False
 
 
 def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
-    kept = [field for field in headers if field[0] not in ours and not field[0].startswith(b"x-slotd-")]
-    named: set[bytes] = set()
-    for k, v in headers:
-        if k == b"connection":
-            named.update(token.strip().lower() for token in v.split(b","))
+    """Those that travel on: neither ours, nor named as this hop's only."""
+    kept, named = [], None
+    for field in headers:
+        name = field[0]
+        if name in ours:
+            if name == b"connection":
+                named = _names(field[1]) | (named or set())
+        elif not name.startswith(b"x-slotd-"):
+            kept.append(field)
     return [field for field in kept if field[0] not in named] if named else kept
+
+
+def _names(value: bytes) -> set[bytes]:
+    """What a ``Connection`` header names, without what it says of the connection itself."""
+    return {token.strip().lower() for token in value.split(b",")} - {b"keep-alive", b"close"}

@@ -19,13 +19,15 @@ async def relay_bytes(response: Response, answer: Answer, watch: Watch) -> None:
     """
     while data := await response.receive_some():
         if not answer.begun:
-            await answer.begin(response.status, for_client(response.headers))
+            await answer.begin(response.status, for_client(response.headers, events=False))
         if (rest := answer.put(data)) is not None:
             watch.pause()
             await rest
         watch.progressed()
+        if response.complete:
+            return
     if not answer.begun:
-        await answer.begin(response.status, for_client(response.headers))
+        await answer.begin(response.status, for_client(response.headers, events=False))
 
 
 async def relay_events(response: Response, answer: Answer, watch: Watch) -> None:
@@ -48,7 +50,7 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
         ended = not data
         ready = gate.rest() if ended else gate.feed(data)
         if not answer.begun and (ready or ended):
-            await answer.begin(response.status, for_client(response.headers))
+            await answer.begin(response.status, for_client(response.headers, events=True))
         if ready:
             if (waiting := answer.put(ready)) is not None:
                 watch.pause()

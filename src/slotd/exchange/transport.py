@@ -11,6 +11,7 @@ import httpx
 import trio
 
 from slotd.errors import UpstreamTimeout, UpstreamUnavailable
+from slotd.exchange.headers import is_events
 from slotd.wire.broken import Broken
 
 __all__ = ["Remote", "RemoteTransport", "Response", "Transport"]
@@ -27,7 +28,19 @@ class Response(Protocol):
     def status(self) -> int: ...
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]: ...
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """As received, with lower-case names."""
+        ...
+
+    @property
+    def events(self) -> bool:
+        """Whether it is an event stream."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether its natural end has come and every byte has been handed out."""
+        ...
 
     async def receive_some(self) -> bytes:
         """Body bytes as they arrive; empty at the natural end. Raises :class:`Broken`."""
@@ -69,6 +82,8 @@ class _RemoteResponse:
         self._chunks = response.aiter_raw()
         self.status = response.status_code
         self.headers = [(k.lower(), v) for k, v in response.headers.raw]
+        self.events = is_events(self.headers)
+        self.complete = False
 
     async def receive_some(self) -> bytes:
         try:
@@ -77,6 +92,7 @@ class _RemoteResponse:
                     return chunk
         except httpx.HTTPError as exc:
             raise Broken(str(exc) or type(exc).__name__) from exc
+        self.complete = True
         return b""
 
     async def __aenter__(self) -> Self:

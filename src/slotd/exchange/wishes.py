@@ -8,7 +8,7 @@ import msgspec
 
 from slotd.config.secrets import PRIORITIES
 from slotd.errors import RequestInvalid
-from slotd.exchange.inbound import Headers, header
+from slotd.exchange.inbound import Headers
 
 __all__ = ["Wishes", "read_wishes"]
 
@@ -26,6 +26,9 @@ class Wishes(msgspec.Struct, frozen=True):
     priority: int = 0
 
 
+_NONE = Wishes()
+
+
 def read_wishes(headers: Headers, key_priority: int | None = None) -> Wishes:
     """The wishes that ``X-Slotd-Wait`` and ``X-Slotd-Priority`` express.
 
@@ -34,16 +37,20 @@ def read_wishes(headers: Headers, key_priority: int | None = None) -> Wishes:
     :class:`RequestInvalid` for a header that says nothing that can be meant.
     """
     wait_s: float | None = None
-    wait = header(headers, b"x-slotd-wait")
+    wait = priority = None
+    for name, value in headers:
+        if name == b"x-slotd-wait":
+            wait = value if wait is None else wait
+        elif name == b"x-slotd-priority":
+            priority = value if priority is None else priority
     if wait is not None:
         if not _SECONDS.fullmatch(wait):
             raise RequestInvalid(
                 f"X-Slotd-Wait: {_shown(wait)} is no number of seconds", param="X-Slotd-Wait"
             )
         wait_s = float(wait)
-    priority = header(headers, b"x-slotd-priority")
     if priority is None:
-        return Wishes(wait_s, key_priority or 0)
+        return _NONE if wait_s is None and not key_priority else Wishes(wait_s, key_priority or 0)
     if not _INTEGER.fullmatch(priority) or int(priority) not in PRIORITIES:
         raise RequestInvalid(
             f"X-Slotd-Priority: {_shown(priority)} is no integer from {PRIORITIES[0]} to {PRIORITIES[-1]}",

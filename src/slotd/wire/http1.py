@@ -111,11 +111,14 @@ class Http1Pool:
         await trio.lowlevel.checkpoint_if_cancelled()
         conn = self._take_idle()
         if conn is not None:
+            response = Http1Response(self, conn, method, self._max_head_bytes)
             try:
-                return await self._exchange(conn, method, buffers)
+                await response._exchange(buffers)
             except UpstreamBroken as exc:
                 if exc.bytes_received or self._closed:
                     raise
+            else:
+                return response
             # The peer closed a kept connection as the request went out: its
             # right at any time, and all but always the request was not read.
             # If it was, the engine ended without a word in the middle of it;
@@ -123,7 +126,9 @@ class Http1Pool:
             # (engines keep no state between requests), or finds the engine
             # dead. On a fresh connection neither holds: that break is told.
         conn = await self._connect()
-        return await self._exchange(conn, method, buffers)
+        response = Http1Response(self, conn, method, self._max_head_bytes)
+        await response._exchange(buffers)
+        return response
 
     def close(self) -> None:
         """Close every connection, synchronously; requests under way get :class:`UpstreamBroken` at once.
@@ -138,19 +143,6 @@ class Http1Pool:
         self._in_use.clear()
 
     # --- inside --------------------------------------------------------------
-
-    async def _exchange(self, conn: Connection, method: bytes, buffers: Sequence[bytes]) -> Http1Response:
-        """One attempt on a connection that is in use; the connection is closed unless this returns."""
-        response = Http1Response(self, conn, ResponseReader(method, max_head_bytes=self._max_head_bytes))
-        begun = False
-        try:
-            conn.start_send(buffers)
-            await response._read_head()
-            begun = True
-        finally:
-            if not begun:
-                response.abort()
-        return response
 
     async def _connect(self) -> Connection:
         where = f"{self._host}:{self._port}"
@@ -175,9 +167,12 @@ class Http1Pool:
 
     def _take_idle(self) -> Connection | None:
         """The most recently used idle connection that is still good, now in use."""
-        oldest = trio.current_time() - self._idle_s if self._idle else 0.0
-        while self._idle:
-            conn = self._idle.pop()
+        idle = self._idle
+        if not idle:
+            return None
+        oldest = trio.current_time() - self._idle_s
+        while idle:
+            conn = idle.pop()
             if conn.idle_since >= oldest and conn.is_quiet():
                 self._reused += 1
                 self._in_use.add(conn)
@@ -198,28 +193,24 @@ class Http1Pool:
             idle.popleft().close()
 
 
-class Http1Response:
+class Http1Response(ResponseReader):
     """A response whose head has arrived. Made by :meth:`Http1Pool.request`; read by one task at a time.
 
-    ``headers`` are as received, hop-by-hop ones included. Leaving the ``async
-    with`` block, :meth:`aclose` and :meth:`abort` all do the same.
+    ``headers`` are as received, hop-by-hop ones included, with lower-case names.
+    Leaving the ``async with`` block, :meth:`aclose` and :meth:`abort` all do the same.
     """
 
-    __slots__ = ("_conn", "_pool", "_reader", "headers", "http_version", "reason", "status")
+    __slots__ = ("_conn", "_pool")
 
-    def __init__(self, pool: Http1Pool, conn: Connection, reader: ResponseReader) -> None:
-        self.status = 0
-        self.reason = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.http_version = ""
+    def __init__(self, pool: Http1Pool, conn: Connection, method: bytes, max_head_bytes: int) -> None:
+        super().__init__(method, max_head_bytes)
         self._pool = pool
-        self._reader = reader
         self._conn: Connection | None = conn  # None once it is someone else's or closed
 
     @property
     def complete(self) -> bool:
         """Whether the natural end was seen and every body byte has been handed out."""
-        return self._reader.drained
+        return self.ended and not self._pieces
 
     async def receive_some(self) -> bytes:
         """Decoded body bytes: whatever has arrived, in one piece; ``b""`` at the natural end.
@@ -231,13 +222,12 @@ class Http1Response:
         lost, but the response must still be ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        reader = self._reader
         while True:
-            if not reader.ended and (self._conn is None or self._conn.closed):
+            if not self.ended and (self._conn is None or self._conn.closed):
                 raise self._broken("the connection was closed on this side")
-            if data := reader.take():
-                return data
-            if reader.ended:
+            if self._pieces:
+                return self.take()
+            if self.ended:
                 return b""
             await self._advance()
 
@@ -264,25 +254,27 @@ class Http1Response:
 
     # --- inside --------------------------------------------------------------
 
-    async def _read_head(self) -> None:
-        reader = self._reader
-        while not reader.head_done:
-            await self._advance()
-        self.status = reader.status
-        self.reason = reader.reason
-        self.headers = reader.headers
-        self.http_version = reader.http_version
+    async def _exchange(self, buffers: Sequence[bytes]) -> None:
+        """Send the request, read the head of its response; the connection is closed unless this returns."""
+        assert self._conn is not None
+        try:
+            self._conn.start_send(buffers)
+            while not self.head_done:
+                await self._advance()
+        except BaseException:
+            self.abort()
+            raise
 
     async def _advance(self) -> None:
         """Read once from the connection; at the natural end, give the connection back."""
-        conn, reader = self._conn, self._reader
+        conn = self._conn
         assert conn is not None
         try:
-            data = await conn.receive(reader.wanted)
+            data = await conn.receive(self.wanted())
             if data:
                 self._pool._received += len(data)
-                reader.feed(data)
-            elif not reader.feed_eof():
+                self.feed(data)
+            elif not self.feed_eof():
                 raise self._broken("the engine closed the connection") from conn.send_error
         except OSError as exc:
             self.abort()
@@ -293,17 +285,17 @@ class Http1Response:
         except (BadResponse, UpstreamBroken):
             self.abort()
             raise
-        if reader.ended:
-            self._finish(keep=reader.reusable and conn.all_sent)
+        if self.ended:
+            self._finish(keep=self.reusable and conn.all_sent)
 
     def _broken(self, what: str) -> UpstreamBroken:
-        when = "in the middle of its response" if self._reader.any_bytes else "before any response"
-        return UpstreamBroken(f"{what} {when}", bytes_received=self._reader.any_bytes)
+        when = "in the middle of its response" if self.any_bytes else "before any response"
+        return UpstreamBroken(f"{what} {when}", bytes_received=self.any_bytes)
 
     def _finish(self, *, keep: bool) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
-            self._reader.close()
+            self.stop()
             self._pool._retire(conn, keep=keep)
 
 

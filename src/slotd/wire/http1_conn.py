@@ -109,6 +109,18 @@ class Connection:
         it stopped listening, so the failure is kept in :attr:`send_error` and
         the answer, or its absence, is found by :meth:`receive`.
         """
+        if len(buffers) == 1:
+            # Mostly it all goes out at once, and then no view of it is needed.
+            try:
+                sent = self._socket().send(buffers[0])
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                self._send_error = exc
+                return
+            if sent < len(buffers[0]):
+                self._unsent = [memoryview(buffers[0])[sent:]]
+            return
         self._unsent = [memoryview(data) for data in buffers]
         self._push()
 
@@ -120,10 +132,10 @@ class Connection:
         :class:`OSError` if the connection broke and
         :class:`trio.ClosedResourceError` if it was closed on this side.
         """
+        sock = self._socket()
         while True:
             if self.closed:
                 raise trio.ClosedResourceError
-            sock = self._socket()
             if self._unsent:
                 await _wait_either(sock)
                 if self.closed:
@@ -131,8 +143,10 @@ class Connection:
                 self._push()
             else:
                 await trio.lowlevel.wait_readable(sock)
-            with suppress(BlockingIOError):
+            try:
                 return sock.recv(max_bytes)
+            except BlockingIOError:
+                continue
 
     def _socket(self) -> socket.socket:
         if self._sock is None:

@@ -55,11 +55,13 @@ def encode_request(
 class ResponseReader:
     """Reads exactly one response, fed in pieces of any size. Interim (1xx) responses are skipped.
 
-    Feed what :attr:`wanted` allows until :attr:`head_done`, then take body
+    Feed what :meth:`wanted` allows until :attr:`head_done`, then take body
     bytes with :meth:`take` after each feed until :attr:`ended`. The head,
     interim responses included, is bounded by ``max_head_bytes``, and so is any
     run of bytes after it that carries no body (trailers, chunk extensions);
     decoded bytes that wait to be taken are bounded by what one feed brought.
+
+    ``headers`` have lower-case names. ``events``: they announce an event stream.
     """
 
     __slots__ = (
@@ -72,19 +74,17 @@ class ResponseReader:
         "_until_eof",
         "any_bytes",
         "ended",
+        "events",
         "head_done",
         "headers",
-        "http_version",
-        "reason",
         "reusable",
         "status",
     )
 
-    def __init__(self, method: bytes, *, max_head_bytes: int) -> None:
+    def __init__(self, method: bytes, max_head_bytes: int) -> None:
         self.status = 0
-        self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.http_version = ""
+        self.events = False
         self.any_bytes = False
         """Whether the peer has said anything at all, interim responses included."""
         self.head_done = False
@@ -100,7 +100,6 @@ class ResponseReader:
         self._quiet = 0
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
 
-    @property
     def wanted(self) -> int:
         """How many bytes the next feed may bring at most (positive)."""
         return RECV_BYTES if self.head_done else min(RECV_BYTES, self._limit - self._quiet)
@@ -123,18 +122,18 @@ class ResponseReader:
             # After the natural end an error only means surplus bytes: the
             # answer stands, the connection does not.
             if not self.ended:
-                self.close()
+                self.stop()
                 cause = exc.__context__ if isinstance(exc.__context__, BadResponse) else exc
                 raise BadResponse(f"not an HTTP/1.1 response: {cause}") from exc
             self.reusable = False
         if self.ended:
-            self.close()
+            self.stop()
         elif self._pieces or in_head == self.head_done:
             self._quiet = 0
         else:
             self._quiet += len(data)
             if self._quiet >= self._limit:
-                self.close()
+                self.stop()
                 where = "a response head" if in_head else "a stretch of the response without body"
                 raise BadResponse(f"{where} of more than {self._limit} bytes")
 
@@ -142,7 +141,7 @@ class ResponseReader:
         """The peer closed its side. True if that is how this response ends, false if it is cut."""
         if self._until_eof and not self.ended:
             self.ended = True
-            self.close()
+            self.stop()
         return self.ended
 
     def take(self) -> bytes:
@@ -154,7 +153,7 @@ class ResponseReader:
         pieces.clear()
         return data
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Read no further. Idempotent."""
         # Parser and reader hold each other; without this every response
         # would wait for the cycle collector.
@@ -165,15 +164,10 @@ class ResponseReader:
     def on_message_begin(self) -> None:
         if self.head_done:
             raise BadResponse("bytes after the end of the response")
-        self.headers.clear()
-        self.reason = b""
-
-    def on_status(self, reason: bytes) -> None:
-        self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.head_done:  # later ones are trailers
-            self.headers.append((name, value))
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -183,17 +177,27 @@ class ResponseReader:
             if self.status == 101:
                 raise BadResponse("the peer switched protocols unasked")
             self._interim = True
+            self.headers.clear()
             return
-        self.http_version = parser.get_http_version()
-        if self.http_version not in ("1.1", "1.0"):
-            raise BadResponse(f"HTTP version {self.http_version}")
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadResponse(f"HTTP version {version}")
         self.head_done = True
-        streamed, measured = self._survey()
+        measured = False  # whether the body announces its own end
+        for name, value in self.headers:
+            if name == b"content-length":
+                measured = True
+            elif name == b"content-type":
+                self.events = b"text/event-stream" in value.lower()
+            elif name == b"transfer-encoding":
+                # "chunked" anywhere: should the parser see it differently,
+                # an EOF is then a cut and not mistaken for the end.
+                measured = measured or b"chunked" in value.lower()
         self._until_eof = not measured
         # llama.cpp closes after a streamed answer though it advertises
         # keep-alive, so no event stream is ever followed by another request.
         # HEAD is too rare to be worth proving that no body follows it.
-        self.reusable = parser.should_keep_alive() and not streamed and not self._is_head
+        self.reusable = parser.should_keep_alive() and not (self.events or self._is_head)
         if self._is_head:
             self.ended = True
 
@@ -208,20 +212,3 @@ class ResponseReader:
             self._interim = False
         else:
             self.ended = True
-
-    def _survey(self) -> tuple[bool, bool]:
-        """Whether the body is an event stream, and whether it announces its own end."""
-        streamed = measured = False
-        for name, value in self.headers:
-            match name.lower():
-                case b"content-type":
-                    streamed = value.lower().startswith(b"text/event-stream")
-                case b"content-length":
-                    measured = True
-                case b"transfer-encoding":
-                    # "chunked" anywhere: should the parser see it differently,
-                    # an EOF is then a cut and not mistaken for the end.
-                    measured = measured or b"chunked" in value.lower()
-                case _:
-                    pass
-        return streamed, measured
