@@ -194,6 +194,9 @@ class World:
         self.failures.append(name)
 
     # slots
+    def take(self, slot: str, lease_id: str, model: str = "") -> Lease | None:
+        return None
+
     def ask_for(self, slot: str, event: Acquire) -> Reply[Lease]:
         """Answers at once what the script lets it, as an actor at rest does."""
         assert event.id not in self.held, "each lease has a name of its own"

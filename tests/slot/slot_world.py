@@ -9,7 +9,8 @@ from slotd.process.plan import Address, ExitStatus, StopReport
 from slotd.slot import effects as fx
 from slotd.slot import messages as ev
 from slotd.slot.machine import Check, Room, Slot, SlotSpec, next_deadline, step
-from slotd.slot.settle import derive, nothing_follows
+from slotd.slot.queueing import nothing_follows
+from slotd.slot.settle import derive
 from slotd.slot.state import LEGAL, TRANSITIONAL, UP, Fault, SlotState
 from slotd.slot.turn import Turn
 

@@ -60,6 +60,9 @@ class Claims:
         record, wait_s = self._carriage.record, self._carriage.wishes.wait_s
         record.phase, record.fallback_error = "waiting", None
         before = record.wait_s or 0.0
+        if (lease := self._take(slot, model)) is not None:
+            record.wait_s = before
+            return self._granted(lease, slot)
         asked: Reply[Lease] | None = None
         if wait_s is None:
             # Mostly there is a place at once, and then nothing that waiting takes is needed.
@@ -156,14 +159,29 @@ class Claims:
                 continue  # it was not so, is so no more, or has been removed
         return None
 
-    def _put(self, slot: str, model: str, *, wait: bool) -> Reply[Lease]:
-        """Ask for a lease; it may have been given, or refused, already."""
+    def _take(self, slot: str, model: str) -> Lease | None:
+        """A lease that needs nobody's decision."""
+        id = self._next()
+        lease = self._slots.take(slot, id, model)
+        if lease is not None:
+            self._note(id, slot)
+        return lease
+
+    def _next(self) -> str:
+        """The name of the next lease."""
         # A name of its own for each: a grant that an asker has left makes the
         # slot take that lease back, at a time of its own.
+        id = self._carriage.record.id
+        return f"{id}#{self._named + 1}" if self._named else id
+
+    def _note(self, id: str, slot: str) -> None:
         self._named += 1
-        record = self._carriage.record
-        id = record.id if self._named == 1 else f"{record.id}#{self._named}"
         self._open[id] = slot
+
+    def _put(self, slot: str, model: str, *, wait: bool) -> Reply[Lease]:
+        """Ask for a lease; it may have been given, or refused, already."""
+        record, id = self._carriage.record, self._next()
+        self._note(id, slot)
         return self._slots.ask_for(
             slot, Acquire(id, model, wait, record.began, record.priority, record.replays > 0)
         )

@@ -33,6 +33,7 @@ from slotd.slot.lease import Lease
 from slotd.slot.machine import Room, Slot, SlotSpec, next_deadline, step
 from slotd.slot.state import LOADING, UP, Fault, SlotSnapshot, SlotState
 from slotd.slot.turn import BREAKER
+from slotd.slot.turnstile import Turnstile
 
 __all__ = ["Configure", "SlotActor", "SlotIdentity"]
 
@@ -103,7 +104,8 @@ class SlotActor(Actor[ev.Message | Configure]):
     ``resume`` is the machine's state to begin with: a fresh one, or, after a
     crash, one in ``error`` that goes on counting generations. ``report`` posts
     to the arbiter; None: there is none, and room for everybody. ``on_routed`` is
-    called when something has changed by which requests are routed.
+    called when something has changed by which requests are routed. ``turnstile``
+    is closed, and this one's alone until :meth:`run` ends.
     """
 
     def __init__(
@@ -117,8 +119,10 @@ class SlotActor(Actor[ev.Message | Configure]):
         resume: Slot,
         report: Callable[[tenant.Report], object] | None = None,
         on_routed: Callable[[], None] = lambda: None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         super().__init__(mailbox)
+        self._turnstile = turnstile or Turnstile()
         self._identity = identity
         self._backend = backend
         self._bus = bus
@@ -143,11 +147,18 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     # --- the loop -----------------------------------------------------------------
 
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            self._turnstile.close()
+
     def started(self) -> None:
         self._publish()
 
     def crashed(self) -> None:
         """Show it now: ending the engine takes time, and nobody should be sent here meanwhile."""
+        self._turnstile.close()
         fault = Fault("actor_crashed", "slotd's own actor for this slot crashed")
         self._snapshot.publish(self._snapshot.value.after_crash(fault))
         self._on_routed()
@@ -184,6 +195,8 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     def _step(self, event: ev.Event) -> None:
         now = trio.current_time()
+        if (passed := self._turnstile.close()) is not None:
+            self._slot, _ = step(self._slot, passed, now)
         if self._slot.alive is None and self._slot.state in (SlotState.OFFLINE, SlotState.ERROR):
             present = self._backend.present(self._slot.model)
             if present != self._slot.model_present:
@@ -195,6 +208,7 @@ class SlotActor(Actor[ev.Message | Configure]):
             self._drift_seen = now
             if self._planned() != self._digest:
                 self.mailbox.post(ev.Drifted(True))
+        self._turnstile.open(self._slot, self._lease, self._show)
         self._publish()
 
     def _planned(self) -> str:
@@ -330,24 +344,27 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     # --- leases and news --------------------------------------------------------------
 
-    def _grant(self, id: str) -> None:
-        engine, address = self._engine, self._slot.address
+    def _lease(self, id: str) -> Lease:
+        """The lease of this name on the engine that runs."""
+        engine, slot, abilities = self._engine, self._slot, self._backend.abilities
         assert engine is not None
         assert engine.http is not None
-        assert address is not None
-        lease = Lease(
-            id=id,
-            slot=self._slot.spec.name,
-            generation=engine.number,
-            model=self._slot.model,
-            model_name=self._backend.abilities.model_name,
-            address=address,
-            http=engine.http,
-            fate=engine.fate,
-            abilities=self._backend.abilities,
+        assert slot.address is not None
+        return Lease(
+            id,
+            slot.spec.name,
+            engine.number,
+            slot.model,
+            abilities.model_name,
+            slot.address,
+            engine.http,
+            engine.fate,
+            abilities,
         )
+
+    def _grant(self, id: str) -> None:
         reply = self._replies.pop(id, None)
-        if reply is None or not reply.answer(lease):
+        if reply is None or not reply.answer(self._lease(id)):
             # The asker has left. It posts a release of its own, but it may have
             # been posted before this grant.
             self.mailbox.post(ev.Release(id))
@@ -379,12 +396,16 @@ class SlotActor(Actor[ev.Message | Configure]):
             data = {"message": slot.fault.message, "generation": slot.generation, **slot.fault.details()}
             self._bus.publish(types.SLOT_FAULT, data, slot=slot.spec.name)
 
-    def _publish(self) -> None:
-        """Most changes (a lease more, a lease less) nobody looks at; those that routing needs are told."""
-        s = self._slot
+    def _show(self) -> None:
+        """Most changes (a lease more, a lease less) nobody looks at."""
         # Drawn of this state, not of the one at the time of the look: a step's effects
         # reach readers before its own publish, and they must not see it half told.
-        self._snapshot.publish_later(partial(self._shown, s))
+        self._snapshot.publish_later(partial(self._shown, self._slot))
+
+    def _publish(self) -> None:
+        """Show it; what routing needs is told."""
+        self._show()
+        s = self._slot
         # Busy or not is no matter: whoever is up is asked, and knows best.
         state = SlotState.READY if s.state in UP else s.state
         routed = (state, s.ending is not None, s.model, s.models, s.generation)
@@ -393,6 +414,8 @@ class SlotActor(Actor[ev.Message | Configure]):
             self._on_routed()
 
     def _shown(self, s: Slot) -> SlotSnapshot:
+        if s is self._slot and (passed := self._turnstile.passed()) is not None:
+            s, _ = step(s, passed, trio.current_time())
         identity, abilities = self._identity, self._backend.abilities
         note = abilities.note()
         taken = self._taken(s)

@@ -29,7 +29,7 @@ from slotd.slot import messages as ev
 from slotd.slot.breaker import SOUND
 from slotd.slot.ending import begin_unload, fail, stuck
 from slotd.slot.loading import engine_event, hung, pull_event
-from slotd.slot.queueing import acquire, expire, release
+from slotd.slot.queueing import acquire, expire, passed, release
 from slotd.slot.room import room_event
 from slotd.slot.settle import settle
 from slotd.slot.slot import Check, Ending, Goal, Room, Slot, SlotSpec, Waiter, next_deadline
@@ -59,6 +59,8 @@ def _apply(t: Turn, event: ev.Event) -> bool:
             acquire(t, event)
         case ev.Release(id, keep_load):
             release(t, id, keep_load=keep_load)
+        case ev.Passed():
+            passed(t, event)
         case ev.Load(id):
             commands.load(t, id)
         case ev.Unload(id):

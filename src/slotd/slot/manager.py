@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from slotd.slot.backend import Backend
 from slotd.slot.lease import Lease
 from slotd.slot.machine import Room, Slot
 from slotd.slot.state import UP, Fault, SlotSnapshot, SlotState
+from slotd.slot.turnstile import Turnstile
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class _Entry:
     snapshot: Snapshot[SlotSnapshot]
     logs: LogRing
     child: str
+    turnstile: Turnstile = field(default_factory=Turnstile)
     actor: SlotActor | None = None
 
     def admitted(self, ticket: int) -> None:
@@ -218,6 +220,7 @@ class SlotManager:
                 resume,
                 None if self._landlord is None else self._landlord.report,
                 self._routed,
+                entry.turnstile,
             )
             await entry.actor.run()
 
@@ -350,6 +353,16 @@ class SlotManager:
         """
         return await self.ask_for(name, ev.Acquire(lease_id, model, wait, since, priority, replay)).wait()
 
+    def take(self, name: str, lease_id: str, model: str = "") -> Lease | None:
+        """A lease, if the slot's turnstile lets this one through; None: ask with :meth:`ask_for`.
+
+        To be given back as any other.
+        """
+        entry = self._entries.get(name)
+        if entry is None or self._stopping or not entry.mailbox.is_open:
+            return None
+        return entry.turnstile.take(lease_id, model)
+
     def ask_for(self, name: str, event: ev.Acquire) -> Reply[Lease]:
         """:meth:`acquire` as far as it needs no waiting: a slot with a free place has answered already."""
         if self._stopping:
@@ -361,6 +374,9 @@ class SlotManager:
 
         ``keep_load``: the load that it waited for goes on.
         """
+        entry = self._entries.get(name)
+        if entry is not None and entry.turnstile.give_back(lease_id):
+            return
         event = ev.Release(lease_id, keep_load)
         for entry in self._all(name):
             entry.mailbox.post(event)

@@ -8,6 +8,7 @@ reply, so the machine itself never sees a reply.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -41,6 +42,7 @@ __all__ = [
     "Message",
     "ModelSeen",
     "OutputJudged",
+    "Passed",
     "PortOpened",
     "ProbeSaw",
     "PullFailed",
@@ -81,6 +83,17 @@ class Acquire(msgspec.Struct, frozen=True):
     since: float | None = None
     priority: int = 0
     replay: bool = False
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """Leases have been granted and given back at the turnstile; these are held now.
+
+    ``last_used``, ``hold_s``: what has become of the slot's by that.
+    """
+
+    leases: Mapping[str, float]
+    last_used: float
+    hold_s: float | None
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -338,6 +351,7 @@ Command: TypeAlias = Load | Unload | Restart | Kill | Swap | Shutdown | Retire
 Event: TypeAlias = (
     Acquire
     | Release
+    | Passed
     | Command
     | CloseDoors
     | ModelSeen

@@ -26,15 +26,19 @@ from slotd.slot import messages as ev
 from slotd.slot.breaker import SOUND
 from slotd.slot.slot import Check, Slot, Waiter
 from slotd.slot.state import LOADING, UP, Fault, SlotState
-from slotd.slot.turn import CHECK, Turn
+from slotd.slot.turn import CHECK, PROVEN, Turn
 
 __all__ = [
     "acquire",
+    "average_hold_s",
     "can_grant",
     "expire",
     "fault_error",
     "grant_waiting",
     "load_left_s",
+    "nothing_follows",
+    "passed",
+    "passes_freely",
     "refuse_waiting",
     "release",
 ]
@@ -45,6 +49,8 @@ HOLD_WEIGHT = 0.2
 """How much the last lease counts in the average of how long one is held."""
 GUESSED_LOAD_S = 10.0
 """For a slot that has never been loaded."""
+_OF_SERVING = frozenset({CHECK, PROVEN})
+"""Deadlines that what is derived neither arms nor disarms."""
 
 
 def fault_error(slot: str, fault: Fault) -> SlotdError:
@@ -60,6 +66,49 @@ def fault_error(slot: str, fault: Fault) -> SlotdError:
 
 def can_grant(slot: Slot) -> bool:
     return slot.state in UP and slot.ending is None and len(slot.leases) < slot.spec.max_parallel
+
+
+def passes_freely(slot: Slot) -> bool:
+    """Whether granting one more of its places, or taking back any lease but the last, decides nothing.
+
+    That is: :func:`acquire` would grant as long as there is a place, :func:`release`
+    would change no more than the leases and the times, and nothing would follow.
+    Only leases come and go meanwhile, so it stays so.
+    """
+    return (
+        slot.spec.max_parallel > 1
+        and nothing_follows(slot)
+        and slot.check is not Check.RUNNING
+        and slot.condemned is None
+        and slot.breaker is SOUND
+        and not (slot.stopping or slot.stalls or slot.stalled or slot.told_quiet)
+    )
+
+
+def nothing_follows(s: Slot) -> bool:
+    """Whether it serves, and nothing but that is going on: then :func:`~slotd.slot.settle.derive`
+    would change nothing.
+
+    So it is before and after most leases, and looking at it once costs a tenth of deriving.
+    """
+    return (
+        s.state is S.SERVING
+        and bool(s.leases)
+        and not s.waiting
+        and s.ending is None
+        and s.check is not Check.DUE
+        and s.deadlines.keys() <= _OF_SERVING
+    )
+
+
+def average_hold_s(average: float | None, held_s: float) -> float:
+    """How long a lease is held on average, with one more that was."""
+    return held_s if average is None else average + HOLD_WEIGHT * (held_s - average)
+
+
+def passed(t: Turn, event: ev.Passed) -> None:
+    """Leases have come and gone that needed no decision: see :func:`passes_freely`."""
+    t.set(leases=event.leases, last_used=event.last_used, hold_s=event.hold_s)
 
 
 def load_left_s(slot: Slot, now: float) -> float:
@@ -185,8 +234,7 @@ def release(t: Turn, id: str, *, keep_load: bool = False) -> None:
     s = t.slot
     granted = s.leases.get(id)
     if granted is not None:
-        held = t.now - granted
-        average = held if s.hold_s is None else s.hold_s + HOLD_WEIGHT * (held - s.hold_s)
+        average = average_hold_s(s.hold_s, t.now - granted)
         leases = dict(s.leases)
         del leases[id]
         if id in s.stalled:

@@ -10,37 +10,19 @@ from __future__ import annotations
 
 from slotd.slot import effects as fx
 from slotd.slot.ending import begin_unload, start
-from slotd.slot.queueing import can_grant, grant_waiting
-from slotd.slot.slot import Check, Ending, Goal, Room, Slot
+from slotd.slot.queueing import can_grant, grant_waiting, nothing_follows
+from slotd.slot.slot import Check, Ending, Goal, Room
 from slotd.slot.state import LOADING, UP, SlotState
-from slotd.slot.turn import ABANDON, BREAKER, CHECK, HOLD, IDLE, PHASE, PROVEN, QUEUE, TTL, Turn
+from slotd.slot.turn import ABANDON, BREAKER, CHECK, HOLD, IDLE, PHASE, QUEUE, TTL, Turn
 
-__all__ = ["derive", "nothing_follows", "settle"]
+__all__ = ["derive", "settle"]
 
 S = SlotState
-
-_OF_SERVING = frozenset({CHECK, PROVEN})
-"""Deadlines that what is derived neither arms nor disarms."""
 
 
 def settle(t: Turn) -> None:
     if not nothing_follows(t.slot):
         derive(t)
-
-
-def nothing_follows(s: Slot) -> bool:
-    """Whether it serves, and nothing but that is going on: then :func:`derive` would change nothing.
-
-    So it is before and after most leases, and looking at it once costs a tenth of deriving.
-    """
-    return (
-        s.state is S.SERVING
-        and bool(s.leases)
-        and not s.waiting
-        and s.ending is None
-        and s.check is not Check.DUE
-        and s.deadlines.keys() <= _OF_SERVING
-    )
 
 
 def derive(t: Turn) -> None:
