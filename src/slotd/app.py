@@ -12,7 +12,6 @@ on, so that what asks is gone before what answers::
 
 from __future__ import annotations
 
-import math
 import random
 import socket
 import time
@@ -39,7 +38,7 @@ from slotd.dispatch.from_config import compile_config
 from slotd.dispatch.remote import CatalogFetcher, SharedClient
 from slotd.engine.backend import make_backend
 from slotd.errors import RouteStale, ServerStopping, SlotdError
-from slotd.events import Event, EventBus, Gap, types
+from slotd.events import EventBus, types
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.transport import RemoteTransport
@@ -52,8 +51,8 @@ from slotd.gateway.services import Services
 from slotd.gateway.uploads import Uploads
 from slotd.journal.desired import DesiredState
 from slotd.journal.journal import Journal
-from slotd.logs import says
 from slotd.model.store import ModelStore
+from slotd.narrator import Narrator
 from slotd.omni import Omni
 from slotd.process.guardian import Guardian
 from slotd.process.identity import Ledger, run_marker, sweep_leftovers
@@ -70,20 +69,6 @@ __all__ = ["Slotd", "StopSummary"]
 log = structlog.get_logger("slotd")
 
 MakeBackend = Callable[[LoadedConfig, SlotConfig], Backend]
-
-NARRATED = frozenset(
-    {
-        types.SLOT_LOADED,
-        types.SLOT_FAULT,
-        types.SLOT_STOPPED,
-        types.SERVER_STOPPING,
-        types.REQUEST_FINISHED,
-    }
-)
-"""What the log tells."""
-
-GAPS_EVERY_S = 1.0
-"""How often, at most, the log says that it could not keep up."""
 
 SAVE_S = 1.0
 """A disk that takes longer at the end costs what was learned in the last seconds."""
@@ -193,10 +178,11 @@ class Slotd:
             return make_backend(slot, model_refs(loaded), store, launcher, loaded.path)
 
         self._add_slots(backend)
+        narrator = Narrator(self.bus, self.config.server.event_buffer, lambda: self.records.live_count)
         async with trio.open_nursery() as base:
             # First in, so that it has seen all; its last writing outlives what ends with it.
             await base.start(self.journal.run)
-            base.start_soon(self._narrate)
+            base.start_soon(narrator.run)
             if self.config.server.restore:
                 await self._desired.load(self.config.slots)
             await base.start(self._desired.run)
@@ -395,40 +381,6 @@ class Slotd:
             self.bus.close()
 
     # --- what others report -------------------------------------------------------
-
-    async def _narrate(self) -> None:
-        """Tell the log what happened, for whoever watches the console."""
-
-        def told(event: Event) -> bool:
-            return event.kind != types.REQUEST_FINISHED or says("info")
-
-        room = self.config.server.event_buffer
-        with self.bus.subscribe(max_buffered=room, kinds=NARRATED, match=told, lasting=True) as events:
-            missed, told_at = 0, -math.inf
-            async for event in events:
-                if isinstance(event, Gap):
-                    missed += event.missed
-                    continue
-                if missed and trio.current_time() - told_at >= GAPS_EVERY_S:
-                    log.warning("more happened than the log could tell", missed=missed)
-                    missed, told_at = 0, trio.current_time()
-                data = event.data
-                match event.kind:
-                    case types.SLOT_LOADED:
-                        log.info(
-                            "loaded", slot=event.slot, model=data["model"], load_s=round(data["load_s"], 2)
-                        )
-                    case types.SLOT_FAULT:
-                        log.warning("fault", slot=event.slot, reason=data["reason"], message=data["message"])
-                    case types.SLOT_STOPPED:
-                        log.info("engine ended", slot=event.slot, exit=data["exit"])
-                    case types.SERVER_STOPPING:
-                        live = self.records.live_count
-                        log.info("stopping: requests may finish; a second signal stops now", live=live)
-                    case types.REQUEST_FINISHED:
-                        shown = ("id", "path", "model", "target", "status", "outcome", "error", "tokens_out")
-                        fields = {key: data[key] for key in shown if data[key] is not None}
-                        log.info("request", **fields, total_s=round(data["total_s"], 3))
 
     def _started(self, record: RequestRecord) -> None:
         # Should slotd be killed, this is all that is known of it.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from typing import Any
 
+import msgspec
 import structlog
 
 __all__ = ["configure", "says", "set_level"]
@@ -42,11 +45,19 @@ def says(level: str) -> bool:
     return _LEVELS[level.upper()] >= _level.minimum
 
 
+def _json(fields: Any, **_: Any) -> str:
+    # Several times as fast as the standard library's, and there is a line for each request.
+    try:
+        return msgspec.json.encode(fields, enc_hook=str).decode()
+    except (TypeError, ValueError, RecursionError):
+        return json.dumps(fields, default=repr)  # it escapes what is no Unicode
+
+
 def configure(level: str) -> None:
     """Set up once, at the edge. Libraries' loggers stay at warnings."""
     set_level(level)
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(_json)
     )
     structlog.configure(
         processors=[

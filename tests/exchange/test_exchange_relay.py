@@ -186,6 +186,7 @@ async def test_half_frames_that_trickle_are_progress_but_are_not_sent(autojump_c
     with pytest.raises(StreamStalled, match="idle_timeout_s"):
         await watched(LIMITS, partial(relay_events, Upstream([*halves, (99, b"")]), answer))
     assert client.got == [b"data: x\n\n"]
+    assert answer.gate is not None
     assert answer.gate.clean
 
 

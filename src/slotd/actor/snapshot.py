@@ -28,12 +28,14 @@ class Snapshot(Generic[T]):
 
     @property
     def value(self) -> T:
-        self._develop()
+        if self._draw is not None:
+            self._develop()
         return self._value
 
     @property
     def version(self) -> int:
-        self._develop()
+        if self._draw is not None:
+            self._develop()
         return self._version
 
     def publish(self, value: T) -> None:

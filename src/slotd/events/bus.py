@@ -42,12 +42,12 @@ class EventBus:
     def publish(self, kind: str, data: Mapping[str, Any], *, slot: str | None = None) -> Event:
         """Tell everyone. Synchronous; no reader can delay it or make it fail.
 
-        ``data`` is copied (not deeply: its values are the caller's to leave
-        alone). After :meth:`close` the event is still numbered and kept, so
-        that actors may report their own end; only lasting readers are left to see it.
+        ``data`` is the event's from now on: nobody changes it any more. After
+        :meth:`close` the event is still numbered and kept, so that actors may
+        report their own end; only lasting readers are left to see it.
         """
         self._last_seq += 1
-        event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(dict(data)))
+        event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(data))
         self._ring.append(event)
         readers = self._readers.get(kind)
         if readers is None:
@@ -245,12 +245,14 @@ class Subscription:
             self._error = exc
             self._end()
             return
-        self._buffer.append(event)
-        if len(self._buffer) > self._room:
-            self._buffer.popleft()
+        buffer = self._buffer
+        buffer.append(event)
+        number = len(buffer)
+        if number > self._room:
+            buffer.popleft()
             self._missed += 1
-        if len(self._buffer) >= self._enough or self._missed:
-            self._wake()
+        if self._waiting is not None and (number >= self._enough or self._missed):
+            self._waiting.set()
 
     def _end(self) -> None:
         """Nothing more will come; what is buffered may still be read."""

@@ -21,12 +21,25 @@ class Answer:
 
     ``started``: a head has gone out. ``begun``: so has something of the answer
     itself, and from then on it can only go on or end; comments are no part of
-    it. ``gate`` and ``usage`` belong to the upstream's answer that is being
-    relayed; :meth:`renew` makes them new for another one.
+    it. ``gate`` (of a stream that is being relayed) and ``usage`` belong to the
+    upstream's answer; :meth:`renew` makes way for another one.
 
     Whatever is sent to a stream is whole frames, so comments may come from
     another task than the answer: each is sent wholly or not at all.
     """
+
+    __slots__ = (
+        "_length",
+        "_out",
+        "_put",
+        "begun",
+        "dialect",
+        "events",
+        "gate",
+        "record",
+        "started",
+        "usage",
+    )
 
     def __init__(self, out: Outbound, record: RequestRecord, dialect: Dialect) -> None:
         self._out = out
@@ -37,7 +50,7 @@ class Answer:
         self.started = False
         self.begun = False
         self.events = False
-        self.gate = FrameGate()
+        self.gate: FrameGate | None = None
         self.usage = UsageTail()
 
     @property
@@ -50,7 +63,7 @@ class Answer:
     def renew(self) -> None:
         """Nothing of an upstream's answer has been sent, and what was held back of it is void."""
         assert not self.begun
-        self.gate, self.usage = FrameGate(), UsageTail()
+        self.gate, self.usage = None, UsageTail()
         self.record.first_byte_s = None
 
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -80,14 +93,12 @@ class Answer:
         rest = self._put(data)
         if rest is not None:
             return self._sent(rest, data)
-        self._count(data)
+        self.usage.feed(data)
+        self.record.bytes_out += len(data)
         return None
 
     async def _sent(self, rest: Awaitable[None], data: bytes) -> None:
         await rest
-        self._count(data)
-
-    def _count(self, data: bytes) -> None:
         self.usage.feed(data)
         self.record.bytes_out += len(data)
 
@@ -107,7 +118,7 @@ class Answer:
             status, headers, body = error_response(error, self.dialect)
             await self._start(status, headers)
             await self._out.send(body)
-        elif self.events and self.gate.clean:
+        elif self.events and (self.gate is None or self.gate.clean):
             await self._out.send(sse_error(error, self.dialect))
         else:
             raise error

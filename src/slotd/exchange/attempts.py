@@ -86,6 +86,8 @@ class Attempts:
                     self._check_media(carriage, lease.slot)
                 began = trio.current_time() if began is None else began
                 try:
+                    if self._is_told(carriage):
+                        return await self._attempt_aloud(carriage, route, lease, began)
                     return await self._attempt(carriage, route, lease, began)
                 except _Lost as gone:
                     lost = gone.error
@@ -119,28 +121,31 @@ class Attempts:
         }
         self._bus.publish(types.REQUEST_REPLAYED, data, slot=lease.slot)
 
-    async def _attempt(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
-        """Send it once. A client that has been told something while it waited is told more."""
-        send = partial(self._send, carriage, route, lease, began)
+    def _is_told(self, carriage: Carriage) -> bool:
+        """Whether its client is told what it waits for: who has heard something expects to hear more."""
+        return carriage.heartbeat is not None and (carriage.answer.started or carriage.record.replays > 0)
+
+    async def _attempt_aloud(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+        """:meth:`_attempt`, with comments until the answer begins."""
         heartbeat = carriage.heartbeat
-        if heartbeat is None or not (carriage.answer.started or carriage.record.replays):
-            await send()
-            return
+        assert heartbeat is not None
+        attempt = partial(self._attempt, carriage, route, lease, began)
         place = carriage.record.fallback_from
         who = f"{lease.slot}, in place of {place}," if place else lease.slot
-        await first_of(send, partial(heartbeat.beat, lambda: f"{who} is working on it"))
+        await first_of(attempt, partial(heartbeat.beat, lambda: f"{who} is working on it"))
 
-    async def _send(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
-        inbound, answer = carriage.inbound, carriage.answer
+    async def _attempt(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+        """Send it once. Raises :class:`_Lost`."""
+        inbound, answer, abilities = carriage.inbound, carriage.answer, lease.abilities
         outgoing = Outgoing.of(inbound, self._body(carriage, route, lease))
         assembly = None
         if (
-            inbound.endpoint.body == "json"
+            abilities.nonstream_cancel == "assemble"
+            and inbound.endpoint.body == "json"
             and not carriage.head.stream
-            and lease.abilities.nonstream_cancel == "assemble"
         ):
             assembly = plan_assembly(inbound.endpoint.upstream_path, outgoing.body)
-        adapter = lease.abilities.adapters.get(inbound.endpoint.upstream_path)
+        adapter = abilities.adapters.get(inbound.endpoint.upstream_path)
         try:
             with self._watch(carriage, lease, began) as watch:
                 if adapter is not None:

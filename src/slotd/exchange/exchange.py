@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from slotd.artifacts import Keep
-from slotd.dispatch import Dispatcher, Route, SlotTarget, UpstreamTarget
+from slotd.dispatch import Dispatcher, Route, SlotTarget
 from slotd.errors import (
     RouteStale,
     SlotNotFound,
@@ -113,11 +113,11 @@ class Exchange:
         for attempt in range(1, STALE_ROUTES + 1):
             route = await self._resolve(carriage)
             try:
-                match route.target:
-                    case UpstreamTarget(name):
-                        await self._forward_remote(carriage, route, name)
-                    case SlotTarget(name):
-                        await self._attempts.serve(carriage, route, name)
+                target = route.target
+                if isinstance(target, SlotTarget):
+                    await self._attempts.serve(carriage, route, target.name)
+                else:
+                    await self._forward_remote(carriage, route, target.name)
             except (RouteStale, SlotNotFound):
                 # Also a slot that a reload has removed since: the name may mean another now.
                 if attempt == STALE_ROUTES:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import trio
 
 from slotd.errors import RequestCancelled, SlotdError
@@ -15,8 +15,7 @@ from slotd.errors import RequestCancelled, SlotdError
 __all__ = ["RecordBook", "RequestRecord", "UsageTail"]
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct):
     """A request's record, filled as it goes along; only its exchange writes to it.
 
     Times ending in ``_s`` are seconds; ``began`` is on trio's clock,
@@ -63,8 +62,8 @@ class RequestRecord:
     priority: int = 0
     fallback_from: str = ""
     fallback_error: str | None = None
-    cause: SlotdError | None = field(default=None, repr=False)
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope, repr=False)
+    cause: SlotdError | None = None
+    scope: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
 
     @property
     def slot(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slotd.exchange.answer import Answer
 from slotd.exchange.engine_errors import tells_error
+from slotd.exchange.frames import FrameGate
 from slotd.exchange.headers import for_client
 from slotd.exchange.stall import Watch
 from slotd.exchange.transport import Response
@@ -38,7 +39,8 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
     An upstream that closes behind its closing event, without the end of the
     HTTP body, has said everything: the client's body ends as it should.
     """
-    gate, usage = answer.gate, answer.usage
+    gate = answer.gate = FrameGate()
+    usage = answer.usage
     ended = False
     while not ended:
         try:

@@ -93,8 +93,10 @@ class Watch:
         self._end(StreamStalled(words, details={"limit": limit}))
 
     def __enter__(self) -> Self:
-        self._guard._watches[self] = None
-        self._guard._some.set()
+        watches = self._guard._watches
+        if not watches:
+            self._guard._some.set()
+        watches[self] = None
         return self
 
     def __exit__(

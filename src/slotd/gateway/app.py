@@ -112,7 +112,7 @@ def _add_errors(app: QuartTrio, services: Services) -> None:
 
 def _add_relay(app: QuartTrio, services: Services) -> None:
     async def relay() -> Response:
-        services.intake.admit()
+        services.intake.admit(services.settings.value.config.server.max_connections)
         body = await services.uploads.receive(_body)
         inbound = services.intake.inbound(
             ENDPOINTS[request.path],

@@ -33,12 +33,11 @@ class Intake:
         self._run = secrets.token_hex(4)
         self._count = itertools.count(1)
 
-    def admit(self) -> None:
-        """Raises :class:`ServerBusy` if as many requests are under way as may be.
+    def admit(self, limit: int) -> None:
+        """Raises :class:`ServerBusy` if ``limit`` requests are under way already.
 
         Bodies that are still coming in count too: they are what takes memory.
         """
-        limit = self._settings.value.config.server.max_connections
         if self._records.live_count + self._uploads.count >= limit:
             raise ServerBusy(f"{limit} requests are under way (server.max_connections)", retry_after_s=1)
 

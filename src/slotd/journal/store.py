@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -315,7 +315,7 @@ def is_broken(error: Exception) -> bool:
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _slot_of(record: dict[str, Any]) -> str | None:
+def _slot_of(record: Mapping[str, Any]) -> str | None:
     kind, _, name = str(record.get("target") or "").partition(":")
     return name if kind == "slot" else None
 

@@ -151,7 +151,7 @@ class Lane:
         try:
             seen = 0
             while (end := received.find(_END, max(seen - 3, 0))) < 0:
-                if not could_be_plain(received) or len(received) > server.max_head_kb * 1024:
+                if (received and not could_be_plain(received)) or len(received) > server.max_head_kb * 1024:
                     raise NotPlain
                 if seen == 0 and received and not fresh:
                     client.read_by = trio.current_time() + server.head_timeout_s
@@ -159,7 +159,7 @@ class Lane:
                 await self._more(client)
         finally:
             del self._reading[client]
-        if end > server.max_head_kb * 1024 or not could_be_plain(received):
+        if end > server.max_head_kb * 1024:
             raise NotPlain
         data = bytes(received[: end + len(_END)])
         head = read_head(data, hand_over_origins=bool(server.cors_origins))
@@ -188,12 +188,7 @@ class Lane:
         limit = server.max_body_mb * 1024 * 1024
         if head.length > limit:
             raise too_large(server.max_body_mb)
-        if head.length == CHUNKED:
-            read = self._read_chunks
-        elif head.length <= len(client.received):
-            return _take(client, head.length)
-        else:
-            read = self._read_length
+        read = self._read_chunks if head.length == CHUNKED else self._read_length
         if head.expects_continue and not client.received:
             try:
                 await client.send(b"HTTP/1.1 100 Continue\r\n\r\n", server.write_timeout_s)
@@ -228,18 +223,20 @@ class Lane:
 
     async def _one(self, client: ClientSocket, head: RequestHead, scope: trio.CancelScope) -> bool:
         """Answer one request; whether another may follow."""
-        dialect = head.endpoint.dialect
+        dialect, server = head.endpoint.dialect, self._settings.value.config.server
         try:
             priority = self._intake.check_key(head.headers)
-            self._intake.admit()
-            body = await self._read_body(client, head)
+            self._intake.admit(server.max_connections)
+            if head.length != CHUNKED and head.length <= min(len(client.received), server.max_body_mb << 20):
+                body = _take(client, head.length)  # mostly it is here already
+            else:
+                body = await self._read_body(client, head)
         except _Ended:
             return False
         except SlotdError as error:
             # What is left of the body is not worth reading.
             await self._refuse(client, error, dialect)
             return False
-        server = self._settings.value.config.server
         inbound = self._intake.inbound(
             head.endpoint, head.query, head.headers, body, client.peer, priority, scope
         )
