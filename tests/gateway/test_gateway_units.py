@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -104,7 +105,7 @@ def test_finished_requests_are_counted_by_what_became_of_them() -> None:
     done.wait_s, done.first_byte_s, done.total_s, done.tokens_in, done.tokens_out = 0.1, 0.2, 2.0, 5, 0
     metrics.count(done)
     metrics.count(done)
-    lost = dataclasses.replace(done, target="", outcome="error", error="dispatch.no_route", tokens_in=None)
+    lost = replace(done, target="", outcome="error", error="dispatch.no_route", tokens_in=None)
     lost.wait_s = lost.first_byte_s = None
     metrics.count(lost)
     found = samples(metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from slotd.errors import SlotdError
 from slotd.exchange.frames import FrameGate
@@ -138,14 +139,21 @@ def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
     """Who answered, and where the time before the first byte went."""
     found = [(b"x-request-id", record.id.encode())]
     if record.target:
-        route = f"{record.target}; tier={record.tier}; rule={record.rule}"
-        if record.fallback_from:
-            route += f"; fallback-for={record.fallback_from}"
-        found.append((b"x-slotd-route", route.encode("ascii", "replace")))
+        route = _route(record.target, record.tier, record.rule, record.fallback_from)
+        found.append((b"x-slotd-route", route))
     times = ""
     if record.resolve_s is not None:
         times += f"resolve;dur={record.resolve_s * 1000:.1f}, "
     if record.wait_s is not None:
         times += f"wait;dur={record.wait_s * 1000:.1f}, "
-    found.append((b"server-timing", f"{times}total;dur={record.elapsed() * 1000:.1f}".encode()))
+    total_s = record.elapsed() if record.first_byte_s is None else record.first_byte_s
+    found.append((b"server-timing", f"{times}total;dur={total_s * 1000:.1f}".encode()))
     return found
+
+
+@lru_cache(1024)
+def _route(target: str, tier: int | None, rule: str, fallback_from: str) -> bytes:
+    route = f"{target}; tier={tier}; rule={rule}"
+    if fallback_from:
+        route += f"; fallback-for={fallback_from}"
+    return route.encode("ascii", "replace")

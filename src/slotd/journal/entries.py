@@ -35,7 +35,7 @@ class Entry:
     time: float
     kind: str
     slot: str | None
-    data: Mapping[str, Any]
+    data: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """As ``/api/events`` shows events, and with kind and run."""
@@ -67,7 +67,7 @@ def entry_of(item: Event | Gap, run: str, now: float) -> Entry:
     """What is kept of what the bus told. A gap bears the number of the last event that it swallowed."""
     if isinstance(item, Gap):
         return Entry(run, item.next_seq - 1, now, GAP, None, {"missed": item.missed})
-    return Entry(run, item.seq, item.time, item.kind, item.slot, item.data)
+    return Entry(run, item.seq, item.time, item.kind, item.slot, dict(item.data))
 
 
 def encode(data: Mapping[str, Any]) -> str:

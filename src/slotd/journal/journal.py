@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger("slotd")
 
-BATCH = 256
+BATCH = 1024
 """So many entries are written at once, at most."""
 
 BATCH_S = 0.2

@@ -38,8 +38,8 @@ def encode_request(
     """
     if not method or not target or b" " in method or b" " in target:
         raise ValueError(f"not a method and a request target: {method!r} {target!r}")
-    lines = [method + b" " + target + b" HTTP/1.1", b"Host: " + host]
-    lines += [name + b": " + value for name, value in headers if name.lower() not in _OWN_HEADERS]
+    lines = [b"%b %b HTTP/1.1" % (method, target), b"Host: " + host]
+    lines += [b": ".join(field) for field in headers if field[0].lower() not in _OWN_HEADERS]
     if body or method in _BODY_METHODS:
         lines.append(b"Content-Length: %d" % len(body))
     head = b"\r\n".join(lines)

@@ -14,7 +14,7 @@ from slotd.gateway.express.client import ClientSocket
 
 __all__ = ["SocketOut"]
 
-_STATUS = {s.value: b"HTTP/1.1 %d %s\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
+_STATUS = {s.value: b"HTTP/1.1 %d %s" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 _BODILESS = frozenset({204, 304})
 
 
@@ -48,23 +48,20 @@ class SocketOut:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`. It goes out with what comes next."""
         self._begun = True
-        lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status\r\n" % status]
-        measured = status in _BODILESS
-        for name, value in headers:
-            measured = measured or name == b"content-length"
-            lines.append(b"%s: %s\r\n" % (name, value))
+        lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status" % status]
+        lines += [b": ".join(field) for field in headers]
         lines.append(_date())
-        if not measured:
+        if status not in _BODILESS and not any(name == b"content-length" for name, _ in headers):
             self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            lines.append(b"transfer-encoding: chunked")
         if self._close:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
+            lines.append(b"connection: close")
+        head = b"\r\n".join(lines)
         # Values come from engines and configurations: none may bring a line of its own.
-        ends = len(lines)
+        ends = len(lines) - 1
         if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
             raise ValueError("a CR, LF or NUL in the headers of an answer")
-        self._head = head + b"\r\n"
+        self._head = head + b"\r\n\r\n"
 
     async def send(self, data: bytes) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`."""
@@ -112,5 +109,5 @@ def _date() -> bytes:
     global _dated
     now = int(time.time())
     if _dated[0] != now:
-        _dated = (now, b"date: %s\r\n" % formatdate(now, usegmt=True).encode())
+        _dated = (now, b"date: %s" % formatdate(now, usegmt=True).encode())
     return _dated[1]

@@ -26,6 +26,20 @@ _CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _BY_TARGET = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
 
+_TELLING = frozenset(
+    {
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"expect",
+        b"upgrade",
+        b"host",
+        b"origin",
+    }
+)
+"""Headers that say something about the request itself."""
+
+
 class NotPlain(Exception):
     """Not for this lane."""
 
@@ -74,6 +88,8 @@ def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
     lengths = hosts = 0
     length, keep_alive, expects = 0, True, False
     for name, value in reader.headers:
+        if name not in _TELLING:
+            continue
         match name:
             case b"content-length":
                 if not (value.isdigit() and len(value) < 16):
