@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from slotd.errors import OutOfMemory, SlotdError
 from slotd.process.plan import Address, ExitStatus, StopReport
 from slotd.slot import effects as fx
 from slotd.slot import messages as ev
+from slotd.slot.lease import Lease
 from slotd.slot.machine import Check, Room, Slot, SlotSpec, next_deadline, step
-from slotd.slot.queueing import nothing_follows
+from slotd.slot.queueing import nothing_follows, passes_freely
 from slotd.slot.settle import derive
 from slotd.slot.state import LEGAL, TRANSITIONAL, UP, Fault, SlotState
 from slotd.slot.turn import Turn
+from slotd.slot.turnstile import Turnstile
 
 SPEC = SlotSpec(
     "chat",
@@ -31,6 +33,10 @@ SPEC = SlotSpec(
 
 
 FAILED = ExitStatus(1)
+
+
+def _lease(id: str) -> Lease:
+    return cast(Lease, id)
 
 
 class World:
@@ -183,6 +189,37 @@ class World:
             turn = Turn(s, self.now)
             derive(turn)
             assert (turn.slot, turn.effects) == (s, []), "the short cut leaves out what follows"
+        if passes_freely(s):
+            self.check_turnstile()
+
+    def check_turnstile(self) -> None:
+        """Who comes and goes by the turnstile leaves the slot as messages would, and decides nothing."""
+        now = self.now
+        turnstile = Turnstile(lambda: now)
+        turnstile.open(self.slot, _lease, lambda: None)
+        by_messages, present = self.slot, list(self.slot.leases)
+        for n, leaves in enumerate((False, True, True, False, False, True, False)):
+            now += 0.7
+            if leaves and len(present) > 1:
+                id = present.pop(0)
+                assert turnstile.give_back(id)
+                by_messages, effects = step(by_messages, ev.Release(id), now)
+                assert effects == ()
+            elif not leaves and len(present) < self.slot.spec.max_parallel:
+                id = f"comes{n}"
+                present.append(id)
+                assert turnstile.take(id, self.slot.model) is not None
+                by_messages, effects = step(by_messages, ev.Acquire(id), now)
+                assert effects == (fx.Grant(id),)
+            elif leaves:
+                assert not turnstile.give_back(present[0]), "the last one changes the slot's state"
+            else:
+                assert turnstile.take(f"comes{n}", "") is None, "it is full"
+        passed = turnstile.close()
+        through = self.slot if passed is None else step(self.slot, passed, now)[0]
+        assert through == by_messages
+        assert turnstile.take("late", "") is None
+        assert not turnstile.give_back(present[0])
 
     def due(self) -> bool:
         found = next_deadline(self.slot)

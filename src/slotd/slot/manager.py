@@ -351,6 +351,9 @@ class SlotManager:
         Raises the typed refusal. Whoever calls this posts :meth:`release` with
         the same name in a ``finally`` around the call, whatever came of it.
         """
+        if (lease := self.take(name, lease_id, model)) is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return lease
         return await self.ask_for(name, ev.Acquire(lease_id, model, wait, since, priority, replay)).wait()
 
     def take(self, name: str, lease_id: str, model: str = "") -> Lease | None:

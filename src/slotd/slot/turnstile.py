@@ -26,12 +26,13 @@ __all__ = ["Turnstile"]
 class Turnstile:
     """Opened and closed by the slot's actor only; used by whoever wants a lease. Nothing here waits.
 
-    It outlives its actor, closed, as its mailbox does. ``on_change`` is called
+    It outlives its actor, closed, as its mailbox does. ``clock``: in seconds. ``on_change`` is called
     when somebody has passed and the last look at :attr:`held` is out of date.
     """
 
     __slots__ = (
         "_changed",
+        "_clock",
         "_grant",
         "_held",
         "_hold_s",
@@ -42,7 +43,8 @@ class Turnstile:
         "_open",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self._clock = clock
         self._open = False
         self._changed: Callable[[], None]
         self._grant: Callable[[str], Lease]
@@ -97,7 +99,7 @@ class Turnstile:
             or (model and self._model and model != self._model)
         ):
             return None
-        self._held[id] = self._last_used = trio.current_time()
+        self._held[id] = self._last_used = self._clock()
         if self._looked:
             self._looked = False
             self._changed()
@@ -110,7 +112,7 @@ class Turnstile:
         granted = self._held.pop(id, None)
         if granted is None:
             return False
-        now = self._last_used = trio.current_time()
+        now = self._last_used = self._clock()
         self._hold_s = average_hold_s(self._hold_s, now - granted)
         if self._looked:
             self._looked = False
