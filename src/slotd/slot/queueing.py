@@ -81,7 +81,7 @@ def passes_freely(slot: Slot) -> bool:
         and slot.check is not Check.RUNNING
         and slot.condemned is None
         and slot.breaker is SOUND
-        and not (slot.stopping or slot.stalls or slot.stalled or slot.told_quiet)
+        and not (slot.stopping or slot.stalls or slot.stalled)
     )
 
 
