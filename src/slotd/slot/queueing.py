@@ -78,7 +78,6 @@ def passes_freely(slot: Slot) -> bool:
     return (
         slot.spec.max_parallel > 1
         and nothing_follows(slot)
-        and slot.check is not Check.RUNNING
         and slot.condemned is None
         and slot.breaker is SOUND
         and not (slot.stopping or slot.stalls or slot.stalled)
