@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import structlog
 import trio
@@ -23,6 +25,16 @@ DONE = {
     "tokens_out": None,
     "total_s": 0.12345,
 }
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_said() -> Iterator[None]:
+    """Whatever other tests have made of it."""
+    before = structlog.get_config()
+    logs.set_level("info")
+    yield
+    structlog.configure(**before)
+    logs.set_level("info")
 
 
 async def test_what_happens_together_is_told_together(autojump_clock: MockClock) -> None:
@@ -61,29 +73,22 @@ async def test_who_cannot_keep_up_says_so(autojump_clock: MockClock) -> None:
 async def test_below_the_level_requests_take_no_room(autojump_clock: MockClock) -> None:
     bus = EventBus(100)
     logs.set_level("warning")
-    try:
-        with capture_logs() as lines:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(Narrator(bus, 1, lambda: 0).run)
-                await wait_all_tasks_blocked()
-                bus.publish(types.SLOT_FAULT, {"reason": "oom", "message": "no memory"}, slot="chat")
-                bus.publish(types.REQUEST_FINISHED, DONE)
-                await trio.sleep(2 * NARRATE_S)
-                nursery.cancel_scope.cancel()
-    finally:
-        logs.set_level("info")
+    with capture_logs() as lines:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Narrator(bus, 1, lambda: 0).run)
+            await wait_all_tasks_blocked()
+            bus.publish(types.SLOT_FAULT, {"reason": "oom", "message": "no memory"}, slot="chat")
+            bus.publish(types.REQUEST_FINISHED, DONE)
+            await trio.sleep(2 * NARRATE_S)
+            nursery.cancel_scope.cancel()
     assert [line["event"] for line in lines] == ["fault"]
 
 
 def test_any_line_can_be_written_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    before = structlog.get_config()
-    try:
-        logs.configure("info")
-        log = structlog.get_logger("slotd")
-        log.info("said", text="\udcff", value=float("nan"), thing=object)
-        log.info("said", text="ü")
-    finally:
-        structlog.configure(**before)
+    logs.configure("info")
+    log = structlog.get_logger("slotd")
+    log.info("said", text="\udcff", value=float("nan"), thing=object)
+    log.info("said", text="ü")
     first, second = capsys.readouterr().err.splitlines()
     assert "\\udcff" in first
     assert '"text":"ü"' in second

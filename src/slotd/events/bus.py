@@ -214,8 +214,10 @@ class Subscription:
     def drain(self, limit: int) -> list[Event | Gap]:
         """What is there now, oldest first, ``limit`` at most. Synchronous."""
         found: list[Event | Gap] = []
-        while len(found) < limit and (item := self._take()) is not None:
-            found.append(item)
+        if self._missed and limit > 0 and (gap := self._take()) is not None:
+            found.append(gap)
+        buffer = self._buffer
+        found += [buffer.popleft() for _ in range(min(len(buffer), limit - len(found)))]
         return found
 
     def _take(self) -> Event | Gap | None:

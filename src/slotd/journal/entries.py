@@ -26,8 +26,7 @@ _SHORT_ITEMS = 30
 _UP = frozenset({"ready", "serving", "idle"})
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """An event as it is kept. ``run``: the run of slotd that it is from; ``seq``: its number there."""
 
     run: str

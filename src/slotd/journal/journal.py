@@ -127,10 +127,9 @@ class Journal:
         self._take(await events.gather(max(BATCH - len(self._batch), 1), BATCH_S))
 
     def _take(self, items: list[Event | Gap]) -> None:
-        for item in items:
-            if isinstance(item, Gap):
-                self.dropped += item.missed
-            self._batch.append(entry_of(item, self._run_id, self._wall()))
+        run, now = self._run_id, self._wall()
+        self._batch += [entry_of(item, run, now) for item in items]
+        self.dropped += sum(item.missed for item in items if isinstance(item, Gap))
 
     async def _finish(self, events: Subscription) -> None:
         while True:
