@@ -151,7 +151,7 @@ def test_a_lost_engine_is_started_again_in_the_room_it_has() -> None:
 
 def test_a_lost_engine_that_nobody_wants_gives_its_room_back() -> None:
     world = up(World())
-    world.slot = dataclasses.replace(world.slot, wanted=False)
+    world.slot = world.slot.but(wanted=False)
     world.die(ExitStatus(None, 9))
     assert world.told[-1] is W.GONE
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from copy import copy
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+import msgspec
+from msgspec.structs import force_setattr
 
 from slotd.errors import SlotdError
 from slotd.process.plan import Address
@@ -102,8 +106,7 @@ class Check(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """All that a slot's actor knows. Times are seconds on the actor's clock.
 
     ``alive``: the generation whose engine is not completely gone yet.
@@ -130,7 +133,7 @@ class Slot:
     probe: str = ""
     model_present: bool = True
     waiting: tuple[Waiter, ...] = ()
-    leases: Mapping[str, float] = field(default_factory=dict)
+    leases: Mapping[str, float] = msgspec.field(default_factory=dict)
     stalled: frozenset[str] = frozenset()
     stalls: int = 0
     pending: tuple[Pending, ...] = ()
@@ -156,18 +159,18 @@ class Slot:
     last_used: float | None = None
     hold_s: float | None = None
     starts: int = 0
-    deadlines: Mapping[str, float] = field(default_factory=dict)
+    deadlines: Mapping[str, float] = msgspec.field(default_factory=dict)
 
     def but(self, **changes: Any) -> Slot:
         """The same with some fields changed.
 
-        What ``dataclasses.replace`` does, at a tenth of its cost: it is called
-        several times for each request.
+        What ``msgspec.structs.replace`` does, at a fifth of its cost: it is called
+        several times for each request. Raises :class:`AttributeError` for a field
+        that there is not.
         """
-        assert changes.keys() <= _FIELDS, f"no such field: {changes.keys() - _FIELDS}"
-        other = object.__new__(Slot)
-        other.__dict__.update(self.__dict__)
-        other.__dict__.update(changes)
+        other = copy(self)
+        for name, value in changes.items():
+            force_setattr(other, name, value)  # of one that nobody else has seen yet
         return other
 
     @property
@@ -184,9 +187,6 @@ class Slot:
     def wish(self) -> bool:
         """Whether anybody wants it up."""
         return bool(self.waiting) or self.wanted or any(p.up for p in self.pending)
-
-
-_FIELDS = frozenset(f.name for f in fields(Slot))
 
 
 def next_deadline(slot: Slot) -> tuple[float, str] | None:

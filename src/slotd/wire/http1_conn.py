@@ -178,10 +178,10 @@ def _begin(sock: socket.socket, address: Any) -> bool:
     code = sock.connect_ex(address)
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
-    _check(sock)
     try:
         sock.getpeername()
     except OSError:
+        _check(sock)
         return False
     return True
 
@@ -200,7 +200,7 @@ def _check(sock: socket.socket) -> None:
 
 
 def is_self_connected(sock: socket.socket) -> bool:
-    """Whether a TCP socket has connected to itself.
+    """Whether a TCP socket has connected to itself. Raises :class:`OSError` if it is not connected.
 
     The kernel may pick as local port the very port that is asked for, if
     nobody listens there: a loopback connect to a dead engine then succeeds.
