@@ -106,7 +106,12 @@ def test_events_can_be_followed(server: SlotdProcess) -> None:
     first = ask(server.url, None)
     env = {**os.environ, "SLOTD_URL": server.url}
     with subprocess.Popen(
-        [sys.executable, "-m", "slotd", *args], stdout=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-m", "slotd", *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        # As at a terminal, where tests in the background have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as following:
         assert following.stdout is not None
         assert f" {first} " in following.stdout.readline()
