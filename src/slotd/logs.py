@@ -48,9 +48,11 @@ def says(level: str) -> bool:
 def _json(fields: Any, **_: Any) -> str:
     # Several times as fast as the standard library's, and there is a line for each request.
     try:
-        return msgspec.json.encode(fields, enc_hook=str).decode()
+        text = msgspec.json.encode(fields, enc_hook=repr).decode()
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(fields, default=repr)  # it escapes what is no Unicode
+        text = "\udcff"  # something in it is no Unicode
+    # What is not ASCII is escaped: who reads the log may take it for something else.
+    return text if text.isascii() else json.dumps(fields, default=repr)
 
 
 def configure(level: str) -> None:

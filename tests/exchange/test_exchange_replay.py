@@ -114,6 +114,16 @@ async def test_a_stream_that_ends_too_early_is_a_lost_engine(autojump_clock: Moc
     assert json.loads(client.body)["choices"][0]["message"]["content"] == "whole"
 
 
+async def test_the_head_of_an_assembled_answer_tells_the_whole_time(autojump_clock: MockClock) -> None:
+    head, *rest = chat("whole")
+    world, client = World(Answer(head, 4.0, *rest, kind=SSE)), Client()
+    world.abilities = Abilities("assemble")
+    record = await run(world, client, WHOLE)
+    assert record.first_byte_s is not None
+    assert record.first_byte_s < 1
+    assert float(client.headers[b"server-timing"].rpartition(b"dur=")[2]) >= 4000
+
+
 async def test_nothing_is_said_between_the_parts_of_an_answer(autojump_clock: MockClock) -> None:
     policy = replace(POLICY, heartbeat_after_s=1.0, heartbeat_every_s=1.0)
     slow: list[Chunk] = [4.5, b"data: 1\n\n", 4.5, b"data: 2\n\n"]

@@ -23,6 +23,7 @@ async def serving(test: Callable[[House, Lease], Awaitable[None]], *scripts: Scr
 
     async def begin(house: House) -> None:
         first = await house.slots.acquire("chat", "first")
+        await wait_all_tasks_blocked()  # till then its actor has something to do
         try:
             await test(house, first)
         finally:
@@ -160,5 +161,52 @@ async def test_who_waits_is_before_who_comes(autojump_clock: MockClock) -> None:
             assert got == ["waits"]
         for id in ("third", "waits"):
             house.slots.release("chat", id)
+
+    await serving(test)
+
+
+async def test_words_that_wait_for_the_actor_come_before_those_who_pass(autojump_clock: MockClock) -> None:
+    async def test(house: House, first: Lease) -> None:
+        assert house.slots.take("chat", "second") is not None
+        actor = house.slots._entries["chat"].actor
+        assert actor is not None
+        actor._armed = trio.current_time()  # as if a deadline had just come
+        house.slots.stalled("chat", "second")
+        assert house.slots.take("chat", "late") is None
+        house.slots.release("chat", "second")
+        await wait_all_tasks_blocked()
+        assert actor.slot.stalls == 1, "it was told before the release"
+
+    await serving(test)
+
+
+async def test_a_name_that_is_given_back_may_be_used_again(autojump_clock: MockClock) -> None:
+    """As by a request whose route was stale: its first words still wait for the actor."""
+
+    async def test(house: House, first: Lease) -> None:
+        assert house.slots.take("chat", "again") is not None
+        actor = house.slots._entries["chat"].actor
+        assert actor is not None
+        actor._armed = trio.current_time()
+        house.slots.stalled("chat", "again")
+        house.slots.release("chat", "again")
+        await house.slots.acquire("chat", "again")
+        await wait_all_tasks_blocked()
+        assert house.slots.snapshot("chat").leases == 2
+        house.slots.release("chat", "again")
+
+    await serving(test)
+
+
+async def test_a_lease_that_cannot_be_made_is_not_held(autojump_clock: MockClock) -> None:
+    def fails(id: str) -> Lease:
+        raise RuntimeError(id)
+
+    async def test(house: House, first: Lease) -> None:
+        turnstile = house.slots._entries["chat"].turnstile
+        turnstile._grant = fails
+        with pytest.raises(RuntimeError):
+            house.slots.take("chat", "second")
+        assert house.slots.snapshot("chat").leases == 1
 
     await serving(test)

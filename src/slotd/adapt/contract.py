@@ -69,8 +69,7 @@ class Adapter(Protocol):
         told (:class:`~slotd.errors.RequestUnprocessable` for what is missing or
         wrong in its request, :class:`~slotd.errors.EngineError` for the
         engine's refusal), and lets the wire's exceptions pass
-        (:class:`~slotd.wire.http1.ConnectFailed`, :class:`~slotd.wire.http1.UpstreamBroken`,
-        :class:`~slotd.wire.http1.BadResponse`): an engine that is lost before
+        (:class:`~slotd.wire.broken.Broken`): an engine that is lost before
         :meth:`Reply.begin` is started anew, and ``serve`` is called again.
 
         Cancelled when the client leaves: what goes on in the engine is stopped,

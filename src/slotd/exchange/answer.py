@@ -126,10 +126,9 @@ class Answer:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.record.status = status
+        self.events = is_events(headers)
         for name, value in headers:
-            if name == b"content-type":
-                self.events = b"text/event-stream" in value.lower()
-            elif name == b"content-length":
+            if name == b"content-length":
                 self._length = int(value) if value.isdigit() else None
         self.started = True
         await self._out.start(status, [*headers, *trace_headers(self.record)])
@@ -146,8 +145,7 @@ def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
         times += f"resolve;dur={record.resolve_s * 1000:.1f}, "
     if record.wait_s is not None:
         times += f"wait;dur={record.wait_s * 1000:.1f}, "
-    total_s = record.elapsed() if record.first_byte_s is None else record.first_byte_s
-    found.append((b"server-timing", f"{times}total;dur={total_s * 1000:.1f}".encode()))
+    found.append((b"server-timing", f"{times}total;dur={record.elapsed() * 1000:.1f}".encode()))
     return found
 
 

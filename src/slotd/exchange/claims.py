@@ -162,9 +162,11 @@ class Claims:
     def _take(self, slot: str, model: str) -> Lease | None:
         """A lease that needs nobody's decision."""
         id = self._next()
+        self._note(id, slot)
         lease = self._slots.take(slot, id, model)
-        if lease is not None:
-            self._note(id, slot)
+        if lease is None:
+            del self._open[id]  # nobody has heard of it
+            self._named -= 1
         return lease
 
     def _next(self) -> str:

@@ -71,7 +71,7 @@ def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, byte
     for field in headers:
         name = field[0]
         if name in ours:
-            if name == b"connection":
+            if name == b"connection" and field[1] != b"keep-alive":
                 named = _names(field[1]) | (named or set())
         elif not name.startswith(b"x-slotd-"):
             kept.append(field)
@@ -79,5 +79,5 @@ def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, byte
 
 
 def _names(value: bytes) -> set[bytes]:
-    """What a ``Connection`` header names, without what it says of the connection itself."""
-    return {token.strip().lower() for token in value.split(b",")} - {b"keep-alive", b"close"}
+    """What a ``Connection`` header names."""
+    return {token.strip().lower() for token in value.split(b",")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -113,7 +114,7 @@ class _RemoteResponse:
         the garbage collector. A cancellation that begins in the innermost one
         unwinds them all.
         """
-        with trio.CancelScope() as scope:
+        with suppress(httpx.HTTPError), trio.CancelScope() as scope:  # no news: nobody wants the rest
             scope.cancel()
             async for _ in self._chunks:
                 pass

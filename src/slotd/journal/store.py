@@ -35,15 +35,16 @@ _SCHEMA = f"""
 CREATE TABLE events (
     n INTEGER PRIMARY KEY, run TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL,
     kind TEXT NOT NULL, slot TEXT, data TEXT NOT NULL);
-CREATE UNIQUE INDEX events_once ON events (run, seq);
 CREATE INDEX events_time ON events (time);
 CREATE TABLE requests (
     n INTEGER PRIMARY KEY, run TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL,
     id TEXT NOT NULL, began REAL NOT NULL, slot TEXT, outcome TEXT NOT NULL, record TEXT NOT NULL);
-CREATE UNIQUE INDEX requests_once ON requests (run, seq);
 CREATE INDEX requests_id ON requests (id);
 PRAGMA user_version = {VERSION};
 """
+
+_ONCE = ("DROP INDEX IF EXISTS events_once", "DROP INDEX IF EXISTS requests_once")
+"""Of a slotd of before, which needed them to keep things once: the numbers do that, at no cost."""
 
 _LIVE = """
 CREATE TABLE IF NOT EXISTS live (
@@ -68,7 +69,8 @@ class Store:
     under way when that ended, and becomes a row with the outcome ``lost``.
 
     Both draw their numbers (``n``) from one count, so that they can be told as
-    one story. For one thread at a time, whichever it is. Opens the file when
+    one story. What is written once more, as it is not known to be on disk, gets the
+    same numbers, and so is kept once. For one thread at a time, whichever it is. Opens the file when
     it is first needed and after :meth:`close`; a file that is broken or of
     another version is moved aside then. Raises ``sqlite3.Error`` and
     ``OSError`` for a disk that will not have it.
@@ -174,8 +176,8 @@ class Store:
         surplus = min(count - self._limits[table], PRUNE_AT_ONCE)
         if surplus <= 0:
             return 0
-        oldest = f"SELECT n FROM {table} ORDER BY n LIMIT ?"
-        return db.execute(f"DELETE FROM {table} WHERE n IN ({oldest})", (surplus,)).rowcount
+        last = f"SELECT n FROM {table} ORDER BY n LIMIT 1 OFFSET ?"
+        return db.execute(f"DELETE FROM {table} WHERE n <= ({last})", (surplus - 1,)).rowcount
 
     # --- reading ---------------------------------------------------------------------
 
@@ -293,6 +295,8 @@ class Store:
             if not tables:
                 db.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
             db.execute(_LIVE)
+            for statement in _ONCE:
+                db.execute(statement)
             last = 0
             for table in self._counts:
                 count, newest = db.execute(f"SELECT count(*), max(n) FROM {table}").fetchone()

@@ -31,6 +31,7 @@ from slotd.slot.backend import Backend
 from slotd.slot.generation import Generation
 from slotd.slot.lease import Lease
 from slotd.slot.machine import Room, Slot, SlotSpec, next_deadline, step
+from slotd.slot.queueing import passes_freely
 from slotd.slot.state import LOADING, UP, Fault, SlotSnapshot, SlotState
 from slotd.slot.turn import BREAKER
 from slotd.slot.turnstile import Turnstile
@@ -163,6 +164,13 @@ class SlotActor(Actor[ev.Message | Configure]):
         self._snapshot.publish(self._snapshot.value.after_crash(fault))
         self._on_routed()
 
+    def _take(self, message: ev.Message | Configure) -> bool:
+        taken = super()._take(message)
+        if not taken:
+            # It waits for its turn, and whoever comes now comes after it.
+            self._turnstile.shut()
+        return taken
+
     def handle(self, message: ev.Message | Configure) -> None:
         match message:
             case ev.QueryState(reply):
@@ -208,7 +216,8 @@ class SlotActor(Actor[ev.Message | Configure]):
             self._drift_seen = now
             if self._planned() != self._digest:
                 self.mailbox.post(ev.Drifted(True))
-        self._turnstile.open(self._slot, self._lease, self._show)
+        if passes_freely(self._slot) and self.mailbox.is_empty:
+            self._turnstile.open(self._slot, self._lease, self._show)
         self._publish()
 
     def _planned(self) -> str:

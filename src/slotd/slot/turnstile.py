@@ -17,7 +17,7 @@ import trio
 
 from slotd.slot.lease import Lease
 from slotd.slot.messages import Passed
-from slotd.slot.queueing import average_hold_s, passes_freely
+from slotd.slot.queueing import average_hold_s
 from slotd.slot.slot import Slot
 
 __all__ = ["Turnstile"]
@@ -58,18 +58,21 @@ class Turnstile:
     # --- for the actor ---------------------------------------------------------------
 
     def open(self, slot: Slot, grant: Callable[[str], Lease], on_change: Callable[[], None]) -> None:
-        """Let through whoever comes, if ``slot`` is in a state in which that is no decision.
+        """Let through whoever comes: ``slot`` is in a state in which that is no decision.
 
-        ``grant`` makes the lease of that name, which is valid at once.
+        See :func:`~slotd.slot.queueing.passes_freely`. No message may be waiting
+        for the actor. ``grant`` makes the lease of that name, which is valid at once.
         """
-        if not passes_freely(slot):
-            return
         self._open = True
         self._grant, self._changed = grant, on_change
         self._held = dict(slot.leases)
         self._hold_s, self._last_used = slot.hold_s, None
         self._looked = False
         self._model, self._most = slot.model, slot.spec.max_parallel
+
+    def shut(self) -> None:
+        """Let nobody through until it is opened again; what has happened is still to be taken over."""
+        self._open = False
 
     def close(self) -> Passed | None:
         """Let nobody through any more; tells what has happened meanwhile, None for nothing."""
@@ -99,11 +102,12 @@ class Turnstile:
             or (model and self._model and model != self._model)
         ):
             return None
+        lease = self._grant(id)
         self._held[id] = self._last_used = self._clock()
         if self._looked:
             self._looked = False
             self._changed()
-        return self._grant(id)
+        return lease
 
     def give_back(self, id: str) -> bool:
         """The end of a lease, whoever has granted it; False: tell the actor."""

@@ -184,16 +184,18 @@ class ResponseReader:
             raise BadResponse(f"HTTP version {version}")
         self.head_done = True
         measured = False  # whether the body announces its own end
+        kind: bytes | None = None
         for name, value in self.headers:
             if name == b"content-length":
                 measured = True
             elif name == b"content-type":
-                self.events = b"text/event-stream" in value.lower()
+                kind = value if kind is None else kind
             elif name == b"transfer-encoding":
                 # "chunked" anywhere: should the parser see it differently,
                 # an EOF is then a cut and not mistaken for the end.
                 measured = measured or b"chunked" in value.lower()
         self._until_eof = not measured
+        self.events = kind is not None and b"text/event-stream" in kind.lower()
         # llama.cpp closes after a streamed answer though it advertises
         # keep-alive, so no event stream is ever followed by another request.
         # HEAD is too rare to be worth proving that no body follows it.
