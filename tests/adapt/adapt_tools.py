@@ -120,7 +120,7 @@ def _length(request: bytes) -> int:
 
 def response(body: bytes, content_type: str = "application/json", status: int = 200) -> bytes:
     """A whole response of an engine's."""
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
