@@ -19,7 +19,7 @@ from slotd.capability.endpoints import ENDPOINTS
 from slotd.dispatch import Route, SlotTarget
 from slotd.events import EventBus
 from slotd.exchange.exchange import Exchange
-from slotd.exchange.inbound import ClientGone, Inbound
+from slotd.exchange.inbound import ClientGone, Headers, Inbound
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import StallLimits
@@ -28,6 +28,7 @@ from slotd.slot.backend import Abilities
 from slotd.slot.lease import Fate, Lease
 from slotd.slot.messages import Acquire
 from slotd.slot.state import SlotSnapshot, SlotState
+from slotd.wire.fields import Fields
 
 JSON = (b"content-type", b"application/json")
 SSE = (b"content-type", b"text/event-stream")
@@ -72,7 +73,8 @@ class Answer:
         self.delay_s = delay_s
         self.chunks = list(chunks)
         self.status = status
-        self.headers = [kind]
+        self.headers = Fields([kind])
+        self.length: int | None = None
         self.events = kind == SSE
         self.complete = False
         self.ended = False
@@ -265,9 +267,9 @@ class Client:
         self.times: list[float] = []
         self._reads = reads
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
         assert not self.status, "one head only"
-        self.status, self.headers = status, dict(headers)
+        self.status, self.headers = status, dict([*headers, *own])
 
     async def send(self, data: bytes) -> None:
         assert self.status
@@ -286,7 +288,9 @@ def inbound(
     key_priority: int | None = None,
 ) -> Inbound:
     given = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
-    return Inbound("req-1", "POST", path, b"", given, body, ENDPOINTS[path], key_priority=key_priority)
+    return Inbound(
+        "req-1", "POST", path, b"", Fields(given), body, ENDPOINTS[path], key_priority=key_priority
+    )
 
 
 def again(request: Inbound) -> Inbound:

@@ -13,10 +13,12 @@ from trio.testing import MockClock
 
 from slotd.errors import StreamStalled
 from slotd.exchange.answer import Answer
+from slotd.exchange.inbound import Headers
 from slotd.exchange.race import first_of
 from slotd.exchange.record import RequestRecord
 from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import LATE_S, StallLimits, Stalls, Watch
+from slotd.wire.fields import Fields
 
 LIMITS = StallLimits(first_byte_s=10, idle_s=5, total_s=60)
 
@@ -28,7 +30,8 @@ class Upstream:
     events = complete = False
 
     def __init__(self, chunks: Sequence[tuple[float, bytes]]) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = Fields()
+        self.length: int | None = None
         self._chunks = list(chunks)
 
     async def receive_some(self) -> bytes:
@@ -49,7 +52,7 @@ class Client:
         self.got: list[bytes] = []
         self._takes_s = takes_s
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None: ...
 
     async def send(self, data: bytes) -> None:
         await trio.sleep(self._takes_s)

@@ -51,7 +51,7 @@ def worlds() -> list[tuple[str, Inbound, World]]:
     def done(kind: tuple[bytes, bytes], *chunks: bytes) -> Answer:
         answer = Answer(*chunks, 1000.0, kind=kind)
         if kind is JSON:
-            answer.headers.append((b"content-length", b"2"))
+            answer.length = 2
         return answer
 
     return [

@@ -32,7 +32,7 @@ PATH = b"/v1/completions"
 
 async def echo(inbound: Inbound, out: Outbound) -> None:
     """Answers with the body."""
-    await out.start(200, [(b"content-length", b"%d" % len(inbound.body))])
+    out.start(200, [(b"content-length", b"%d" % len(inbound.body))])
     await out.send(inbound.body)
 
 

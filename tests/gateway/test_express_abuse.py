@@ -45,7 +45,7 @@ async def answers(inbound: Inbound, out: Outbound) -> None:
         raise KeyError(inbound.id)
     await trio.sleep(0.05 if len(inbound.body) > 1000 else 0)
     if inbound.body.startswith(b"large"):
-        await out.start(200, [(b"content-type", b"text/plain")])
+        out.start(200, [(b"content-type", b"text/plain")])
         for _ in range(20):
             await out.send(b"y" * 100_000)
     else:

@@ -33,20 +33,20 @@ class Accounts:
                 case b"waits":
                     await trio.sleep_forever()
                 case b"said all":  # an upstream that has not closed yet
-                    await answer.begin(200, SSE)
+                    answer.begin(200, SSE)
                     await answer.send(DONE)
                     await trio.sleep_forever()
                 case b"said all of a document":
-                    await answer.begin(200, [(b"content-length", b"2")])
+                    answer.begin(200, [(b"content-length", b"2")])
                     await answer.send(b"{}")
                     await trio.sleep_forever()
                 case b"ends itself":  # in the instant in which it is ended
-                    await answer.begin(200, [(b"content-length", b"2")])
+                    answer.begin(200, [(b"content-length", b"2")])
                     await answer.send(b"{}")
                     self.book.end(record, ENDED)
                 case body:
                     await trio.lowlevel.checkpoint()
-                    await answer.begin(200, [(b"content-length", b"%d" % len(body))])
+                    answer.begin(200, [(b"content-length", b"%d" % len(body))])
                     await answer.send(body)
 
         await accounted(self.book, answer, work, scope_entered=inbound.scope_entered)

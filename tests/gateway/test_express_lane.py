@@ -82,7 +82,7 @@ async def test_a_connection_ends_with_its_answer_if_the_client_wants_that() -> N
 
 async def test_an_answer_without_a_length_comes_in_chunks_and_keeps_the_connection() -> None:
     async def streams(inbound: Inbound, out: Outbound) -> None:
-        await out.start(200, [(b"content-type", b"text/event-stream")])
+        out.start(200, [(b"content-type", b"text/event-stream")])
         for piece in (b"data: 1\n\n", b"", b"data: 2\n\n"):
             await out.send(piece)
 
@@ -305,7 +305,7 @@ async def test_who_leaves_while_it_is_answered_ends_its_answer(
     async def endless(inbound: Inbound, out: Outbound) -> None:
         try:
             if begun:
-                await out.start(200, [(b"content-type", b"text/event-stream")])
+                out.start(200, [(b"content-type", b"text/event-stream")])
                 await out.send(b"data: 1\n\n")
             await trio.sleep_forever()
         finally:
@@ -418,7 +418,7 @@ async def test_half_a_head_does_not_hold_up_a_stop(autojump_clock: MockClock) ->
 
 async def test_half_an_answer_ends_its_connection() -> None:
     async def breaks(inbound: Inbound, out: Outbound) -> None:
-        await out.start(200, [(b"content-length", b"10")])
+        out.start(200, [(b"content-length", b"10")])
         await out.send(b"half")
         raise KeyError(inbound.id)
 

@@ -22,7 +22,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def fine(inbound: Inbound, out: Outbound) -> None:
-    await out.start(200, [(b"content-type", b"application/json"), (b"content-length", b"2")])
+    out.start(200, [(b"content-type", b"application/json"), (b"content-length", b"2")])
     await out.send(b"{}")
 
 

@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 
 
 async def fine(inbound: Inbound, out: Outbound) -> None:
-    await out.start(200, [(b"content-type", b"application/json")])
+    out.start(200, [(b"content-type", b"application/json")])
     await out.send(b'{"echo":')
     await out.send(inbound.body + b"}")
 
@@ -72,7 +72,7 @@ async def test_an_answer_that_breaks_off_ends_its_own_connection_only(
     go_on = trio.Event()
 
     async def breaks(inbound: Inbound, out: Outbound) -> None:
-        await out.start(200, [(b"content-type", b"application/json")])
+        out.start(200, [(b"content-type", b"application/json")])
         await out.send(b'{"half":')
         if inbound.body == b"break":
             raise error
@@ -96,7 +96,7 @@ async def test_a_client_that_leaves_cancels_its_exchange(tmp_path: Path, express
     async def waits(inbound: Inbound, out: Outbound) -> None:
         try:
             if inbound.body == b"stream":
-                await out.start(200, [(b"content-type", b"text/event-stream")])
+                out.start(200, [(b"content-type", b"text/event-stream")])
                 await out.send(b"data: 1\n\n")
             began.set()
             await trio.sleep_forever()
@@ -234,7 +234,7 @@ async def test_bodies_that_are_still_coming_count_as_requests_under_way(
 async def test_a_typed_refusal_keeps_its_headers(tmp_path: Path, express: bool) -> None:
     async def refuses(inbound: Inbound, out: Outbound) -> None:
         status, headers, body = error_response(SlotQueueFull("full", retry_after_s=2))
-        await out.start(status, headers)
+        out.start(status, headers)
         await out.send(body)
 
     async def test(gateway: Gateway) -> None:

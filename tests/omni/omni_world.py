@@ -20,10 +20,11 @@ from slotd.dispatch import Route, SlotTarget, UpstreamTarget
 from slotd.errors import SlotdError
 from slotd.exchange.accounted import accounted
 from slotd.exchange.answer import EVENTS, Answer
-from slotd.exchange.inbound import ClientGone, Inbound, Outbound
+from slotd.exchange.inbound import ClientGone, Headers, Inbound, Outbound
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.render import error_response, sse_error
 from slotd.omni import Omni
+from slotd.wire.fields import Fields
 
 CHAT = "/v1/chat/completions"
 IMAGES = "/v1/images/generations"
@@ -83,7 +84,7 @@ def says(content: str | None = None, *calls: dict[str, Any], finish: str = "", t
                 {"tool_calls": [{"index": n, "function": {"arguments": piece}}]}
                 for piece in (arguments[:3], arguments[3:])
             ]
-        await out.start(200, [EVENTS])
+        out.start(200, [EVENTS])
         for delta in deltas:
             await out.send(sse({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}))
         await out.send(sse({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}))
@@ -98,7 +99,7 @@ def sse(document: Any) -> bytes:
 
 async def document(content: Any, out: Outbound, kind: bytes = b"application/json") -> None:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    await out.start(200, [(b"content-type", kind), (b"content-length", str(len(data)).encode())])
+    out.start(200, [(b"content-type", kind), (b"content-length", str(len(data)).encode())])
     await out.send(data)
 
 
@@ -137,12 +138,12 @@ def refuses(error: SlotdError, *, streamed: bool = False) -> Do:
     async def do(inbound: Inbound, out: Outbound) -> None:
         await trio.lowlevel.checkpoint()
         if streamed:
-            await out.start(200, [EVENTS])
+            out.start(200, [EVENTS])
             await out.send(b": slotd: chat is starting\n\n")
             await out.send(sse_error(error))
             return
         status, headers, body = error_response(error)
-        await out.start(status, [*headers, (b"x-request-id", inbound.id.encode())])
+        out.start(status, [*headers, (b"x-request-id", inbound.id.encode())])
         await out.send(body)
 
     return do
@@ -245,9 +246,9 @@ class Client:
         self.pieces: list[tuple[float, bytes]] = []
         self._left = leaves_after
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
         assert not self.status, "one head only"
-        self.status, self.headers = status, dict(headers)
+        self.status, self.headers = status, dict([*headers, *own])
 
     async def send(self, data: bytes) -> None:
         assert self.status
@@ -303,7 +304,7 @@ def asked(**more: Any) -> bytes:
 
 def inbound(body: bytes, **headers: str) -> Inbound:
     given = [(k.replace("_", "-").encode(), v.encode()) for k, v in {"host": "here", **headers}.items()]
-    return Inbound("req-1", "POST", CHAT, b"", given, body, ENDPOINTS[CHAT])
+    return Inbound("req-1", "POST", CHAT, b"", Fields(given), body, ENDPOINTS[CHAT])
 
 
 async def run(

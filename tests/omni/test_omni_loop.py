@@ -166,7 +166,7 @@ async def test_a_tool_that_fails_is_a_message(autojump_clock: MockClock) -> None
         raise KeyError("a bug of ours")
 
     async def own_words(inbound: Inbound, out: Outbound) -> None:
-        await out.start(400, [])
+        out.start(400, [])
         await out.send(b'{"error":{"code":400,"message":"no such voice"}}')
 
     world = World(

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slotd.wire.broken import BadResponse
-from slotd.wire.http1_wire import ResponseReader, encode_request
+from slotd.wire.fields import Fields, HeadMemo
+from slotd.wire.http1_wire import ResponseHead, ResponseReader, encode_request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -20,7 +21,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 def test_request_bytes() -> None:
     headers = [(b"accept", b"*/*"), (b"HOST", b"evil"), (b"Content-Length", b"9"), (b"X-A", b"\xe4 b")]
-    [data] = encode_request(b"POST", b"/v1/x?q=1", b"127.0.0.1:80", headers, b"abc")
+    [data] = encode_request(b"POST", b"/v1/x?q=1", b"127.0.0.1:80", Fields(headers), b"abc")
     assert data == (
         b"POST /v1/x?q=1 HTTP/1.1\r\nHost: 127.0.0.1:80\r\naccept: */*\r\nX-A: \xe4 b\r\n"
         b"Content-Length: 3\r\n\r\nabc"
@@ -28,14 +29,14 @@ def test_request_bytes() -> None:
 
 
 def test_empty_bodies_are_announced_only_where_one_is_expected() -> None:
-    assert encode_request(b"GET", b"/", b"h", [], b"") == [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"]
-    [data] = encode_request(b"POST", b"/", b"h", [(b"transfer-encoding", b"chunked")], b"")
+    assert encode_request(b"GET", b"/", b"h", Fields(), b"") == [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"]
+    [data] = encode_request(b"POST", b"/", b"h", Fields([(b"transfer-encoding", b"chunked")]), b"")
     assert data == b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
 
 
 def test_big_body_is_not_copied() -> None:
     body = bytes(1_000_000)
-    head, sent = encode_request(b"POST", b"/", b"h", [], body)
+    head, sent = encode_request(b"POST", b"/", b"h", Fields(), body)
     assert sent is body
     assert head.endswith(b"Content-Length: 1000000\r\n\r\n")
 
@@ -49,7 +50,7 @@ def test_no_smuggling_through_any_part(bad: bytes) -> None:
         (b"GET", b"/", [(b"n", bad)]),
     ]:
         with pytest.raises(ValueError, match=r"CR, LF or NUL|not a method"):
-            encode_request(method, target, b"h", headers, b"")
+            encode_request(method, target, b"h", Fields(headers), b"")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_no_smuggling_through_any_part(bad: bytes) -> None:
 )
 def test_request_line_has_three_words(method: bytes, target: bytes) -> None:
     with pytest.raises(ValueError, match="not a method"):
-        encode_request(method, target, b"h", [], b"")
+        encode_request(method, target, b"h", Fields(), b"")
 
 
 # --- reading a response, cut anywhere -----------------------------------------
@@ -100,14 +101,59 @@ CASES = {
 }
 
 
+def test_a_memo_knows_what_is_the_same_but_for_the_length() -> None:
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    first = read_whole(b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 2\r\nZ: z\r\n\r\nok", memo)
+    again = read_whole(b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 12\r\nZ: z\r\n\r\nquite longer", memo)
+    other = read_whole(b"HTTP/1.1 200 OK\r\nX: x\r\nContent-Length: 2\r\nZ: z\r\n\r\nok", memo)
+    assert (again.headers, again.length, again.take()) == (first.headers, 12, b"quite longer")
+    assert again.headers is first.headers, "so that what follows from them is worked out once"
+    assert other.headers != first.headers
+
+
+@pytest.mark.parametrize(
+    "taught",
+    [
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 304 Fresh\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+    ],
+)
+def test_a_memo_does_not_learn_a_length_that_is_not_that_of_the_body(taught: bytes) -> None:
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    for _ in range(2):
+        reader = ResponseReader(b"POST", max_head_bytes=4096, memo=memo)
+        reader.feed(taught)
+        assert reader.ended
+        assert reader.reusable
+    reader = ResponseReader(b"HEAD", max_head_bytes=4096, memo=memo)
+    reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+    assert (reader.ended, reader.length) == (True, 2)
+    reader = ResponseReader(b"POST", max_head_bytes=4096, memo=memo)
+    reader.feed(OK[:-2])
+    assert not reader.ended, "a HEAD's head says nothing of what a POST gets"
+
+
+def read_whole(raw: bytes, memo: HeadMemo[ResponseHead]) -> ResponseReader:
+    reader = ResponseReader(b"POST", max_head_bytes=4096, memo=memo)
+    reader.feed(raw)
+    assert reader.ended
+    return reader
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_response_read_in_pieces(name: str, data: st.DataObject) -> None:
+def test_response_read_in_pieces(name: str, known: bool, data: st.DataObject) -> None:
     case = CASES[name]
     raw = case.raw
     cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1))))
-    reader = ResponseReader(case.method, max_head_bytes=4096)
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    if known:
+        taught = ResponseReader(case.method, max_head_bytes=4096, memo=memo)
+        taught.feed(raw)
+    reader = ResponseReader(case.method, max_head_bytes=4096, memo=memo)
     got = b""
     for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
         assert not reader.ended
@@ -120,11 +166,11 @@ def test_response_read_in_pieces(name: str, data: st.DataObject) -> None:
     assert reader.drained
     assert (reader.status, got, reader.reusable) == (case.status, case.body, case.reusable)
     if name == "chunked":
-        assert reader.headers == [(b"transfer-encoding", b"chunked")]  # no trailers among them
+        assert list(reader.headers) == [(b"transfer-encoding", b"chunked")]  # no trailers among them
     if name == "until EOF":
-        assert reader.headers == [(b"x-empty", b""), (b"x", b"y")]
+        assert list(reader.headers) == [(b"x-empty", b""), (b"x", b"y")]
     if name == "interim":
-        assert reader.headers == [(b"content-length", b"2")]
+        assert (list(reader.headers), reader.length) == ([], 2)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].until_eof])

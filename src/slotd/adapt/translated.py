@@ -80,9 +80,10 @@ class Translated:
                 document = ask.convert(await _read(response, reply, DOCUMENT_MAX))
                 await reply.document(document.body, content_type=document.content_type)
                 return
-            kept = (b"content-length",)
-            passed = [(k, v) for k, v in response.headers if k in kept]
-            await reply.begin(200, [(b"content-type", (ask.answer_type or own).encode()), *passed])
+            headers = [(b"content-type", (ask.answer_type or own).encode())]
+            if response.length is not None:
+                headers.append((b"content-length", b"%d" % response.length))
+            await reply.begin(200, headers)
             while data := await response.receive_some():
                 reply.progressed()
                 await reply.send(data)

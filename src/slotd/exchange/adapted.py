@@ -40,7 +40,7 @@ class _Reply:
         await self.answer.comment(text)
 
     async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        await self.answer.begin(status, headers)
+        self.answer.begin(status, headers)
 
     async def send(self, data: bytes) -> None:
         self.watch.pause()

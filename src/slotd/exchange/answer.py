@@ -8,13 +8,17 @@ from functools import lru_cache
 from slotd.errors import SlotdError
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.headers import is_events
-from slotd.exchange.inbound import Outbound
+from slotd.exchange.inbound import Headers, Outbound, header
 from slotd.exchange.record import RequestRecord, UsageTail
 from slotd.exchange.render import Dialect, error_response, sse_comment, sse_error
+from slotd.wire.fields import Fields
 
 __all__ = ["EVENTS", "Answer", "trace_headers"]
 
 EVENTS = (b"content-type", b"text/event-stream")
+
+_COMMENTED = Fields([EVENTS, (b"cache-control", b"no-cache")])
+_LENGTH = b"content-length"
 
 
 class Answer:
@@ -67,21 +71,24 @@ class Answer:
         self.gate, self.usage = None, UsageTail()
         self.record.first_byte_s = None
 
-    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """The head of the upstream's answer. After comments only an event stream may begin, without it."""
+    def begin(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """The head of the upstream's answer. After comments only an event stream may begin, without it.
+
+        ``length``: that of the body, where it is known and not among the ``headers``.
+        """
         self.begun = True
         self.record.phase = "answering"
         if self.started:
             assert is_events(headers)
             return
-        await self._start(status, headers)
+        self._start(status, headers, length)
 
     async def comment(self, text: str) -> None:
         """Tell a waiting client of a stream something. Nothing happens once the answer has begun."""
         if self.begun:
             return
         if not self.started:
-            await self._start(200, [EVENTS, (b"cache-control", b"no-cache")])
+            self._start(200, _COMMENTED)
         await self._out.send(sse_comment(text))
 
     async def send(self, data: bytes) -> None:
@@ -117,21 +124,26 @@ class Answer:
         self.record.outcome, self.record.error = "error", error.code
         if not self.started:
             status, headers, body = error_response(error, self.dialect)
-            await self._start(status, headers)
+            self._start(status, headers)
             await self._out.send(body)
         elif self.events and (self.gate is None or self.gate.clean):
             await self._out.send(sse_error(error, self.dialect))
         else:
             raise error
 
-    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        if not isinstance(headers, Fields):
+            told = header(headers, _LENGTH) or b""
+            length = int(told) if told.isdigit() else length
+            headers = Fields(field for field in headers if field[0] != _LENGTH)
         self.record.status = status
-        self.events = is_events(headers)
-        for name, value in headers:
-            if name == b"content-length":
-                self._length = int(value) if value.isdigit() else None
+        self.events = headers.derive(is_events)
+        own = trace_headers(self.record)
+        if length is not None:
+            self._length = length
+            own.append((_LENGTH, b"%d" % length))
         self.started = True
-        await self._out.start(status, [*headers, *trace_headers(self.record)])
+        self._out.start(status, headers, own)
 
 
 def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:

@@ -20,8 +20,11 @@ from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import Watch
 from slotd.exchange.transport import Response, Transport
 from slotd.wire.broken import Broken
+from slotd.wire.fields import Fields
 
 __all__ = ["Outgoing", "forward", "forward_assembled"]
+
+_JSON = Fields([(b"content-type", b"application/json")])
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -29,7 +32,7 @@ class Outgoing(msgspec.Struct, frozen=True):
 
     method: bytes
     target: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Fields
     body: bytes
 
     @classmethod
@@ -37,7 +40,7 @@ class Outgoing(msgspec.Struct, frozen=True):
         """The client's request with this body."""
         path = inbound.endpoint.upstream_path.encode()
         target = path + b"?" + inbound.query if inbound.query else path
-        return cls(inbound.method.encode(), target, for_upstream(inbound.headers), body)
+        return cls(inbound.method.encode(), target, inbound.headers.derive(for_upstream), body)
 
 
 async def forward(outgoing: Outgoing, transport: Transport, answer: Answer, watch: Watch) -> None:
@@ -78,8 +81,7 @@ async def forward_assembled(
         except AssemblyError as exc:
             raise Broken(str(exc), nonsense=not isinstance(exc, IncompleteStream)) from exc
     watch.pause()
-    length = str(len(document.body)).encode()
-    await answer.begin(document.status, [(b"content-type", b"application/json"), (b"content-length", length)])
+    answer.begin(document.status, _JSON, len(document.body))
     await answer.send(document.body)
 
 

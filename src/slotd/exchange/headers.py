@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slotd.exchange.inbound import Headers
+from slotd.wire.fields import Fields
 
 __all__ = ["for_client", "for_upstream", "is_events"]
 
@@ -40,21 +41,15 @@ _NOT_ANSWERED = _HOP_BY_HOP | {
     b"x-request-id",
 }
 
-_NOT_ANSWERED_EVENTS = _NOT_ANSWERED | {b"content-length"}
 
-
-def for_upstream(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """A client's request headers as the upstream gets them."""
+def for_upstream(headers: Headers) -> Fields:
+    """A client's request headers as the upstream gets them. To be derived, where they are kept."""
     return _without(headers, _NOT_FORWARDED)
 
 
-def for_client(headers: Headers, *, events: bool) -> list[tuple[bytes, bytes]]:
-    """An upstream's response headers as the client gets them.
-
-    A body is relayed unchanged, so its length still holds; that of an event
-    stream (``events``) does not, since an error event may have to follow what has come.
-    """
-    return _without(headers, _NOT_ANSWERED_EVENTS if events else _NOT_ANSWERED)
+def for_client(headers: Headers) -> Fields:
+    """An upstream's response headers, its body's length apart, as the client gets them. To be derived."""
+    return _without(headers, _NOT_ANSWERED)
 
 
 def is_events(headers: Headers) -> bool:
@@ -65,7 +60,7 @@ def is_events(headers: Headers) -> bool:
     return False
 
 
-def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+def _without(headers: Headers, ours: frozenset[bytes]) -> Fields:
     """Those that travel on: neither ours, nor named as this hop's only."""
     kept, named = [], None
     for field in headers:
@@ -75,7 +70,7 @@ def _without(headers: Headers, ours: frozenset[bytes]) -> list[tuple[bytes, byte
                 named = _names(field[1]) | (named or set())
         elif not name.startswith(b"x-slotd-"):
             kept.append(field)
-    return [field for field in kept if field[0] not in named] if named else kept
+    return Fields(field for field in kept if field[0] not in named) if named else Fields(kept)
 
 
 def _names(value: bytes) -> set[bytes]:

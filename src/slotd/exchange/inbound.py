@@ -11,6 +11,7 @@ import trio
 from slotd.capability.endpoints import Endpoint
 from slotd.errors import RequestInvalid
 from slotd.exchange.assemble.splice import top_level
+from slotd.wire.fields import Fields
 from slotd.wire.multipart import short_fields
 
 __all__ = ["Carrier", "ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
@@ -35,7 +36,7 @@ class Inbound(msgspec.Struct, frozen=True):
     method: str
     path: str
     query: bytes
-    headers: Headers
+    headers: Fields
     body: bytes
     endpoint: Endpoint
     client: str = ""
@@ -62,8 +63,12 @@ class Outbound(Protocol):
     done when it returns None, and else has to be awaited, at once.
     """
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the response head. Exactly once, before any :meth:`send`; does not wait."""
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+        """Send the response head, exactly once, before any :meth:`send`.
+
+        ``headers`` may be those of many answers, ``own`` (which follow) are this one's. Raises
+        :class:`ValueError` for what would break the head.
+        """
 
     async def send(self, data: bytes) -> None:
         """Send body bytes, waiting while the client cannot take more.

@@ -20,7 +20,7 @@ async def relay_bytes(response: Response, answer: Answer, watch: Watch) -> None:
     """
     while data := await response.receive_some():
         if not answer.begun:
-            await answer.begin(response.status, for_client(response.headers, events=False))
+            answer.begin(response.status, response.headers.derive(for_client), response.length)
         if (rest := answer.put(data)) is not None:
             watch.pause()
             await rest
@@ -28,7 +28,7 @@ async def relay_bytes(response: Response, answer: Answer, watch: Watch) -> None:
         if response.complete:
             return
     if not answer.begun:
-        await answer.begin(response.status, for_client(response.headers, events=False))
+        answer.begin(response.status, response.headers.derive(for_client), response.length)
 
 
 async def relay_events(response: Response, answer: Answer, watch: Watch) -> None:
@@ -52,7 +52,8 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
         ended = not data
         ready = gate.rest() if ended else gate.feed(data)
         if not answer.begun and (ready or ended):
-            await answer.begin(response.status, for_client(response.headers, events=True))
+            # Without its length: an error may have to follow what has come.
+            answer.begin(response.status, response.headers.derive(for_client))
         if ready:
             if (waiting := answer.put(ready)) is not None:
                 watch.pause()

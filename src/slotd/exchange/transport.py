@@ -13,7 +13,9 @@ import trio
 
 from slotd.errors import UpstreamTimeout, UpstreamUnavailable
 from slotd.exchange.headers import is_events
+from slotd.exchange.inbound import header
 from slotd.wire.broken import Broken
+from slotd.wire.fields import Fields
 
 __all__ = ["Remote", "RemoteTransport", "Response", "Transport"]
 
@@ -29,8 +31,13 @@ class Response(Protocol):
     def status(self) -> int: ...
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """As received, with lower-case names."""
+    def headers(self) -> Fields:
+        """As received, but for the length of the body."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """Of the body, as announced."""
         ...
 
     @property
@@ -57,9 +64,7 @@ class Response(Protocol):
 class Transport(Protocol):
     """A way to a target. A local engine's is its :class:`~slotd.wire.http1.Http1Pool`."""
 
-    async def request(
-        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> Response:
+    async def request(self, method: bytes, target: bytes, headers: Fields, body: bytes) -> Response:
         """Send a request; returns when the answer's head is there, and the caller must enter it.
 
         Raises :class:`~slotd.wire.broken.Broken`.
@@ -82,7 +87,10 @@ class _RemoteResponse:
         self._response = response
         self._chunks = response.aiter_raw()
         self.status = response.status_code
-        self.headers = [(k.lower(), v) for k, v in response.headers.raw]
+        received = [(k.lower(), v) for k, v in response.headers.raw]
+        length = header(received, b"content-length") or b""
+        self.length = int(length) if length.isdigit() else None
+        self.headers = Fields(field for field in received if field[0] != b"content-length")
         self.events = is_events(self.headers)
         self.complete = False
 
@@ -127,9 +135,7 @@ class RemoteTransport:
         self._client = client
         self._remote = remote
 
-    async def request(
-        self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> Response:
+    async def request(self, method: bytes, target: bytes, headers: Fields, body: bytes) -> Response:
         """See :class:`Transport`. Raises also :class:`UpstreamTimeout` and :class:`UpstreamUnavailable`."""
         remote = self._remote
         # Paths come as "/v1/..." and the configured base ends in "/v1".

@@ -8,7 +8,8 @@ import msgspec
 
 from slotd.config.secrets import PRIORITIES
 from slotd.errors import RequestInvalid
-from slotd.exchange.inbound import Headers
+from slotd.exchange.inbound import Headers, header
+from slotd.wire.fields import Fields
 
 __all__ = ["Wishes", "read_wishes"]
 
@@ -29,20 +30,15 @@ class Wishes(msgspec.Struct, frozen=True):
 _NONE = Wishes()
 
 
-def read_wishes(headers: Headers, key_priority: int | None = None) -> Wishes:
+def read_wishes(headers: Fields, key_priority: int | None = None) -> Wishes:
     """The wishes that ``X-Slotd-Wait`` and ``X-Slotd-Priority`` express.
 
     ``key_priority`` is that of the API key, if it has one: what is taken where
     the request states none, and the most that it gets. Raises
     :class:`RequestInvalid` for a header that says nothing that can be meant.
     """
+    wait, priority = headers.derive(_told)
     wait_s: float | None = None
-    wait = priority = None
-    for name, value in headers:
-        if name == b"x-slotd-wait":
-            wait = value if wait is None else wait
-        elif name == b"x-slotd-priority":
-            priority = value if priority is None else priority
     if wait is not None:
         if not _SECONDS.fullmatch(wait):
             raise RequestInvalid(
@@ -58,6 +54,10 @@ def read_wishes(headers: Headers, key_priority: int | None = None) -> Wishes:
         )
     wanted = int(priority)
     return Wishes(wait_s, wanted if key_priority is None else min(wanted, key_priority))
+
+
+def _told(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    return header(headers, b"x-slotd-wait"), header(headers, b"x-slotd-priority")
 
 
 def _shown(value: bytes) -> str:

@@ -31,6 +31,7 @@ from slotd.gateway.services import Services
 from slotd.gateway.views import model_list, slot_view
 from slotd.names import close_names
 from slotd.process.logs import LogGap, LogSubscription
+from slotd.wire.fields import Fields
 
 __all__ = ["build_app"]
 
@@ -117,7 +118,7 @@ def _add_relay(app: QuartTrio, services: Services) -> None:
         inbound = services.intake.inbound(
             ENDPOINTS[request.path],
             request.query_string,
-            [(k.lower(), v) for k, v in request.scope["headers"]],
+            Fields((k.lower(), v) for k, v in request.scope["headers"]),
             body,
             request.remote_addr or "",
             g.key_priority,

@@ -16,6 +16,7 @@ from slotd.exchange.record import RecordBook
 from slotd.gateway.auth import check_key
 from slotd.gateway.uploads import Uploads
 from slotd.settings import Settings
+from slotd.wire.fields import Fields
 
 __all__ = ["Intake", "too_large"]
 
@@ -53,13 +54,13 @@ class Intake:
         self,
         endpoint: Endpoint,
         query: bytes,
-        headers: Sequence[tuple[bytes, bytes]],
+        headers: Fields,
         body: bytes,
         client: str,
         key_priority: int | None,
         scope: trio.CancelScope | None = None,
     ) -> Inbound:
-        """The request, with an id of its own; ``headers`` have lower-case names.
+        """The request, with an id of its own.
 
         ``scope``: of its connection, in which the caller is; None: it gets its own.
         """

@@ -10,8 +10,9 @@ import trio
 
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.errors import AnswerTooLarge, SlotdError
-from slotd.exchange.inbound import Carrier, Inbound, Outbound, header
+from slotd.exchange.inbound import Carrier, Headers, Inbound, Outbound, header
 from slotd.omni.failure import ToolFailed, said
+from slotd.wire.fields import Fields
 
 __all__ = ["MAX_BYTES", "Child", "Collected", "letters"]
 
@@ -55,8 +56,8 @@ class Collected:
         found = header(self.headers, b"content-type") or b""
         return found.decode("latin-1").partition(";")[0].strip().lower()
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status, self.headers = status, headers
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+        self.status, self.headers = status, [*headers, *own]
 
     async def send(self, data: bytes) -> None:
         """Raises :class:`slotd.errors.AnswerTooLarge`."""
@@ -81,7 +82,7 @@ class Child:
         """
         headers = self.parent.headers
         if number > 1:
-            headers = [(key, value) for key, value in headers if key != b"x-slotd-wait"]
+            headers = Fields(field for field in headers if field[0] != b"x-slotd-wait")
         inbound = msgspec.structs.replace(
             self.parent,
             id=f"{self.parent.id}.{number}",
@@ -103,7 +104,7 @@ class Child:
             path=path,
             query=b"",
             endpoint=ENDPOINTS[path],
-            headers=[(b"content-type", content_type.encode()), *kept],
+            headers=Fields([(b"content-type", content_type.encode()), *kept]),
             body=body,
             scope=_scope(),
             scope_entered=False,

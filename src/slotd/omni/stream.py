@@ -11,6 +11,7 @@ from slotd.exchange.answer import EVENTS, Answer
 from slotd.exchange.assemble.shape import error_status
 from slotd.exchange.engine_errors import as_event
 from slotd.exchange.headers import is_events
+from slotd.exchange.inbound import Headers
 from slotd.omni.child import Collected
 from slotd.omni.deltas import Deltas
 from slotd.omni.failure import TurnFailed, said
@@ -80,7 +81,7 @@ class Stream:
         if not self._answer.begun:
             record = self._answer.record
             record.first_byte_s = record.elapsed()
-            await self._answer.begin(200, [EVENTS, (b"cache-control", b"no-cache")])
+            self._answer.begin(200, [EVENTS, (b"cache-control", b"no-cache")])
         await self._answer.send(frame)
 
     async def delta(self, head: Head, delta: dict[str, Any], logprobs: msgspec.Raw = ABSENT) -> None:
@@ -118,7 +119,7 @@ class Stream:
         if answer.started:
             await answer.refuse(as_event(failed.status, failed.body, answer.dialect))
             return
-        await answer.begin(failed.status, failed.headers)
+        answer.begin(failed.status, failed.headers)
         await answer.send(failed.body)
 
     def _chunk(self, choice: dict[str, Any] | None, **more: Any) -> bytes:
@@ -149,9 +150,9 @@ class _Reading:
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] = {}
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
         self._events = status == 200 and is_events(headers)
-        await self._whole.start(status, headers)
+        self._whole.start(status, headers, own)
 
     async def send(self, data: bytes) -> None:
         """Raises :class:`slotd.errors.SlotdError` for what is no stream of chat chunks."""

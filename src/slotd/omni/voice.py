@@ -167,11 +167,11 @@ class Document:
         document = completion(end, self.head or Head())
         body = msgspec.json.encode(document)
         length = str(len(body)).encode()
-        await self.answer.begin(200, [(b"content-type", b"application/json"), (b"content-length", length)])
+        self.answer.begin(200, [(b"content-type", b"application/json"), (b"content-length", length)])
         await self.answer.send(body)
 
     async def fail(self, failed: TurnFailed) -> None:
-        await self.answer.begin(failed.status, failed.headers)
+        self.answer.begin(failed.status, failed.headers)
         await self.answer.send(failed.body)
 
 

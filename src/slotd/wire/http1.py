@@ -22,8 +22,9 @@ from typing import Self
 import trio
 
 from slotd.wire.broken import BadResponse, Broken, ConnectFailed, UpstreamBroken
+from slotd.wire.fields import Field, Fields, HeadMemo
 from slotd.wire.http1_conn import Connection, SocketAddress
-from slotd.wire.http1_wire import ResponseReader, encode_request
+from slotd.wire.http1_wire import ResponseHead, ResponseReader, encode_request
 
 __all__ = ["BadResponse", "Broken", "ConnectFailed", "Http1Pool", "Http1Response", "UpstreamBroken"]
 
@@ -54,6 +55,7 @@ class Http1Pool:
         self._max_idle = max_idle
         self._idle_s = idle_s
         self._max_head_bytes = max_head_bytes
+        self._heads: HeadMemo[ResponseHead] = HeadMemo()
         self._closed = False
         self._in_use: set[Connection] = set()
         self._idle: deque[Connection] = deque()  # the longest idle first
@@ -92,7 +94,7 @@ class Http1Pool:
         return self._received
 
     async def request(
-        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self, method: bytes, target: bytes, headers: Sequence[Field], body: bytes
     ) -> Http1Response:
         """Send a request; return once the response's head is there. Interim responses are skipped.
 
@@ -105,13 +107,14 @@ class Http1Pool:
         :class:`BadResponse`, or :class:`ValueError` for a request that cannot
         be written. Cancelled or failed: the connection is closed.
         """
-        buffers = encode_request(method, target, self._host_header, headers, body)
+        fields = headers if isinstance(headers, Fields) else Fields(headers)
+        buffers = encode_request(method, target, self._host_header, fields, body)
         # Nothing is sent for a caller that is already gone: engines run a
         # request to its end even when nobody reads the answer.
         await trio.lowlevel.checkpoint_if_cancelled()
         conn = self._take_idle()
         if conn is not None:
-            response = Http1Response(self, conn, method, self._max_head_bytes)
+            response = Http1Response(self, conn, method)
             try:
                 await response._exchange(buffers)
             except UpstreamBroken as exc:
@@ -126,7 +129,7 @@ class Http1Pool:
             # (engines keep no state between requests), or finds the engine
             # dead. On a fresh connection neither holds: that break is told.
         conn = await self._connect()
-        response = Http1Response(self, conn, method, self._max_head_bytes)
+        response = Http1Response(self, conn, method)
         await response._exchange(buffers)
         return response
 
@@ -196,14 +199,14 @@ class Http1Pool:
 class Http1Response(ResponseReader):
     """A response whose head has arrived. Made by :meth:`Http1Pool.request`; read by one task at a time.
 
-    ``headers`` are as received, hop-by-hop ones included, with lower-case names.
+    ``headers`` and ``length`` are as received, hop-by-hop ones included.
     Leaving the ``async with`` block, :meth:`aclose` and :meth:`abort` all do the same.
     """
 
     __slots__ = ("_conn", "_pool")
 
-    def __init__(self, pool: Http1Pool, conn: Connection, method: bytes, max_head_bytes: int) -> None:
-        super().__init__(method, max_head_bytes)
+    def __init__(self, pool: Http1Pool, conn: Connection, method: bytes) -> None:
+        super().__init__(method, pool._max_head_bytes, pool._heads)
         self._pool = pool
         self._conn: Connection | None = conn  # None once it is someone else's or closed
 

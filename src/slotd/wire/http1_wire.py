@@ -8,13 +8,13 @@ llhttp's (through httptools), strict: what it does not accept is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import httptools
+import msgspec
 
 from slotd.wire.broken import BadResponse
+from slotd.wire.fields import Field, Fields, HeadMemo, lines
 
-__all__ = ["RECV_BYTES", "ResponseReader", "encode_request"]
+__all__ = ["RECV_BYTES", "ResponseHead", "ResponseReader", "encode_request"]
 
 RECV_BYTES = 65536
 """The most that is read from a socket in one go, and so the most body a reader holds."""
@@ -24,11 +24,12 @@ _JOIN_BYTES = 65536
 
 _OWN_HEADERS = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
+_BODILESS = frozenset((204, 304))
+_END = b"\r\n\r\n"
+_NO_FIELDS = Fields()
 
 
-def encode_request(
-    method: bytes, target: bytes, host: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
-) -> list[bytes]:
+def encode_request(method: bytes, target: bytes, host: bytes, headers: Fields, body: bytes) -> list[bytes]:
     """The request as the buffers to send, in order: one if the body is small, else head and body.
 
     ``Host`` and ``Content-Length`` are set here, and a body is never chunked,
@@ -36,20 +37,34 @@ def encode_request(
     left out; every other header goes out as given. Raises :class:`ValueError`
     for bytes that would break the framing (CR, LF, NUL; a space in the target).
     """
-    if not method or not target or b" " in method or b" " in target:
+    first = b"%b %b HTTP/1.1" % (method, target)
+    if first.count(b" ") != 2 or not method or not target:
         raise ValueError(f"not a method and a request target: {method!r} {target!r}")
-    lines = [b"%b %b HTTP/1.1" % (method, target), b"Host: " + host]
-    lines += [b": ".join(field) for field in headers if field[0].lower() not in _OWN_HEADERS]
+    if b"\r" in first or b"\n" in first or b"\0" in first:
+        raise ValueError("a CR, LF or NUL in the method or target of a request")
+    fields = headers.derive(_lines_of_request)
     if body or method in _BODY_METHODS:
-        lines.append(b"Content-Length: %d" % len(body))
-    head = b"\r\n".join(lines)
-    # One look at the joined head instead of one at each part: the only line
-    # ends in it must be those that were just put there.
-    ends = len(lines) - 1
-    if head.count(b"\r") != ends or head.count(b"\n") != ends or b"\0" in head:
-        raise ValueError("a CR, LF or NUL in the method, target or headers of a request")
-    head += b"\r\n\r\n"
+        head = b"%b\r\nHost: %b\r\n%bContent-Length: %d\r\n\r\n" % (first, host, fields, len(body))
+    else:
+        head = b"%b\r\nHost: %b\r\n%b\r\n" % (first, host, fields)
     return [head + body] if len(body) <= _JOIN_BYTES else [head, body]
+
+
+def _lines_of_request(headers: Fields) -> bytes:
+    return lines(Fields(field for field in headers if field[0].lower() not in _OWN_HEADERS))
+
+
+class ResponseHead(msgspec.Struct, frozen=True):
+    """What the head of a response says, but for the length of its body.
+
+    ``events``: it announces an event stream. ``reusable``: another request may
+    follow on the same connection.
+    """
+
+    status: int
+    headers: Fields
+    events: bool
+    reusable: bool
 
 
 class ResponseReader:
@@ -61,13 +76,21 @@ class ResponseReader:
     run of bytes after it that carries no body (trailers, chunk extensions);
     decoded bytes that wait to be taken are bounded by what one feed brought.
 
-    ``headers`` have lower-case names. ``events``: they announce an event stream.
+    ``memo``: heads that this peer has sent before. One of those, with the length
+    of its body, is not parsed again, nor is that body.
+
+    ``headers`` have lower-case names, and are without ``Content-Length``, which is in
+    ``length`` (None: the response has none). ``events``: they announce an event stream.
     """
 
     __slots__ = (
         "_interim",
-        "_is_head",
+        "_keeps_alive",
+        "_left",
         "_limit",
+        "_memo",
+        "_method",
+        "_named",
         "_parser",
         "_pieces",
         "_quiet",
@@ -77,13 +100,17 @@ class ResponseReader:
         "events",
         "head_done",
         "headers",
+        "length",
         "reusable",
         "status",
     )
 
-    def __init__(self, method: bytes, max_head_bytes: int) -> None:
+    def __init__(
+        self, method: bytes, max_head_bytes: int, memo: HeadMemo[ResponseHead] | None = None
+    ) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers = _NO_FIELDS
+        self.length: int | None = None
         self.events = False
         self.any_bytes = False
         """Whether the peer has said anything at all, interim responses included."""
@@ -92,13 +119,17 @@ class ResponseReader:
         """Whether the natural end was seen."""
         self.reusable = False
         """Whether, once :attr:`ended`, another request may follow on the same connection."""
-        self._is_head = method == b"HEAD"
+        self._method = method
+        self._memo = memo
         self._interim = False
+        self._keeps_alive = False
         self._until_eof = False
+        self._named: list[Field] = []
         self._pieces: list[bytes] = []
         self._limit = max_head_bytes
         self._quiet = 0
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._left = -1  # how much of a body is still to come, of which that is known
+        self._parser: httptools.HttpResponseParser | None = None
 
     def wanted(self) -> int:
         """How many bytes the next feed may bring at most (positive)."""
@@ -111,10 +142,62 @@ class ResponseReader:
 
     def feed(self, data: bytes) -> None:
         """Take in what the peer sent (not empty). Raises :class:`BadResponse`."""
+        if not self.any_bytes:
+            self.any_bytes = True
+            if self._recognize(data):
+                return
+            self._parser = httptools.HttpResponseParser(self)
+            self._parse(data)
+            if self.head_done:
+                self._remember(data)
+        elif self._left >= 0:
+            self._measure(data, 0)
+        else:
+            self._parse(data)
+
+    def _recognize(self, data: bytes) -> bool:
+        """Whether ``data`` begins with a head that is known and gives a length; then it has been taken in."""
+        if self._memo is None or self._method == b"HEAD":
+            return False
+        if (end := data.find(_END)) < 0 or (found := self._memo.find(data, end)) is None:
+            return False
+        head, length = found
+        if length is None:
+            return False
+        self.status, self.headers, self.length = head.status, head.headers, length
+        self.events, self.reusable = head.events, head.reusable
+        self.head_done = True
+        self._left = length
+        self._measure(data, end + len(_END))
+        return True
+
+    def _measure(self, data: bytes, start: int) -> None:
+        """Take in ``data[start:]``, of a body whose length is known."""
+        if self.ended:
+            raise RuntimeError("fed after the end")
+        here = len(data) - start
+        if here > self._left:
+            self.reusable = False  # the answer stands, the connection does not
+            here = self._left
+        if here:
+            self._pieces.append(data[start : start + here])
+            self._left -= here
+        self.ended = not self._left
+
+    def _remember(self, data: bytes) -> None:
+        """The head at the beginning of ``data`` has been parsed."""
+        if self._memo is None or (end := data.find(_END)) < 0:
+            return
+        if self.length is None and (found := self._memo.find(data, end)) is not None:
+            self.headers = found[0].headers  # what has been worked out of them is there
+            return
+        head = ResponseHead(self.status, self.headers, self.events, self._keeps_alive)
+        self._memo.learn(data, end, len(self._named), self.length, head)
+
+    def _parse(self, data: bytes) -> None:
         parser = self._parser
         if parser is None:
             raise RuntimeError("fed after the end")
-        self.any_bytes = True
         in_head = not self.head_done
         try:
             parser.feed_data(data)
@@ -167,7 +250,7 @@ class ResponseReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.head_done:  # later ones are trailers
-            self.headers.append((name.lower(), value))
+            self._named.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -177,30 +260,39 @@ class ResponseReader:
             if self.status == 101:
                 raise BadResponse("the peer switched protocols unasked")
             self._interim = True
-            self.headers.clear()
+            self._memo = None  # what comes does not begin with the head that counts
+            self._named.clear()
             return
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise BadResponse(f"HTTP version {version}")
         self.head_done = True
-        measured = False  # whether the body announces its own end
+        is_head = self._method == b"HEAD"
+        kept: list[Field] = []
+        chunked = False
         kind: bytes | None = None
-        for name, value in self.headers:
+        for field in self._named:
+            name, value = field
             if name == b"content-length":
-                measured = True
-            elif name == b"content-type":
+                self.length = int(value)
+                continue
+            kept.append(field)
+            if name == b"content-type":
                 kind = value if kind is None else kind
             elif name == b"transfer-encoding":
                 # "chunked" anywhere: should the parser see it differently,
                 # an EOF is then a cut and not mistaken for the end.
-                measured = measured or b"chunked" in value.lower()
-        self._until_eof = not measured
+                chunked = chunked or b"chunked" in value.lower()
+        self.headers = Fields(kept)
+        if self.length is not None and (chunked or is_head or self.status in _BODILESS):
+            self._memo = None  # the body is not of this length
+        self._until_eof = self.length is None and not chunked
         self.events = kind is not None and b"text/event-stream" in kind.lower()
         # llama.cpp closes after a streamed answer though it advertises
         # keep-alive, so no event stream is ever followed by another request.
         # HEAD is too rare to be worth proving that no body follows it.
-        self.reusable = parser.should_keep_alive() and not (self.events or self._is_head)
-        if self._is_head:
+        self.reusable = self._keeps_alive = parser.should_keep_alive() and not (self.events or is_head)
+        if is_head:
             self.ended = True
 
     def on_body(self, data: bytes) -> None:

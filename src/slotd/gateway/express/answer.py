@@ -9,8 +9,9 @@ from http import HTTPStatus
 
 import trio
 
-from slotd.exchange.inbound import ClientGone
+from slotd.exchange.inbound import ClientGone, Headers
 from slotd.gateway.express.client import ClientSocket
+from slotd.wire.fields import Fields, lines
 
 __all__ = ["SocketOut"]
 
@@ -45,23 +46,20 @@ class SocketOut:
         """Whether the connection ends with this answer."""
         return self._close
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`. It goes out with what comes next."""
         self._begun = True
-        lines = [_STATUS.get(status) or b"HTTP/1.1 %d Status" % status]
-        lines += [b": ".join(field) for field in headers]
-        lines.append(_date())
-        if status not in _BODILESS and not any(name == b"content-length" for name, _ in headers):
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked")
-        if self._close:
-            lines.append(b"connection: close")
-        head = b"\r\n".join(lines)
+        if not isinstance(headers, Fields):
+            headers = Fields(headers)
+        first = _STATUS.get(status) or b"HTTP/1.1 %d Status" % status
         # Values come from engines and configurations: none may bring a line of its own.
-        ends = len(lines) - 1
-        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
-            raise ValueError("a CR, LF or NUL in the headers of an answer")
-        self._head = head + b"\r\n\r\n"
+        head = b"%b\r\n%b%b%b" % (first, headers.derive(lines), lines(own), _date())
+        if not (_is_measured(own) or headers.derive(_is_measured) or status in _BODILESS):
+            self._chunked = True
+            head += b"transfer-encoding: chunked\r\n"
+        if self._close:
+            head += b"connection: close\r\n"
+        self._head = head + b"\r\n"
 
     async def send(self, data: bytes) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`."""
@@ -101,6 +99,11 @@ class SocketOut:
             raise ClientGone("the connection has ended") from exc
 
 
+def _is_measured(headers: Headers) -> bool:
+    """Whether the length of the body is among them."""
+    return any(name == b"content-length" for name, _ in headers)
+
+
 _dated = (0, b"")
 
 
@@ -109,5 +112,5 @@ def _date() -> bytes:
     global _dated
     now = int(time.time())
     if _dated[0] != now:
-        _dated = (now, b"date: %s" % formatdate(now, usegmt=True).encode())
+        _dated = (now, b"date: %s\r\n" % formatdate(now, usegmt=True).encode())
     return _dated[1]

@@ -14,14 +14,16 @@ import httptools
 import msgspec
 
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
+from slotd.wire.fields import Fields, HeadMemo
 
-__all__ = ["CHUNKED", "NotPlain", "RequestHead", "could_be_plain", "read_head"]
+__all__ = ["CHUNKED", "HeadReader", "NotPlain", "RequestHead", "could_be_plain", "read_head"]
 
 CHUNKED = -1
 """In the place of a body's length: it comes in chunks."""
 
 _METHOD = b"POST "
 _CR = 0x0D
+_END = b"\r\n\r\n"
 _CLOSE = re.compile(rb"(?:^|,)[ \t]*close[ \t]*(?:,|$)", re.IGNORECASE)
 _BY_TARGET = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
@@ -45,11 +47,11 @@ class NotPlain(Exception):
 
 
 class RequestHead(msgspec.Struct, frozen=True):
-    """A request's head. ``headers`` have lower-case names; ``length`` is the body's, or :data:`CHUNKED`."""
+    """A request's head. ``headers`` have no ``Content-Length``: ``length`` is that, or :data:`CHUNKED`."""
 
     endpoint: Endpoint
     query: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Fields
     length: int
     keep_alive: bool
     expects_continue: bool
@@ -119,7 +121,32 @@ def read_head(data: bytes, *, hand_over_origins: bool) -> RequestHead:
                 pass
     if lengths > 1 or hosts != 1:
         raise NotPlain
-    return RequestHead(endpoint, query, reader.headers, length, keep_alive, expects)
+    fields = Fields(field for field in reader.headers if field[0] != b"content-length")
+    return RequestHead(endpoint, query, fields, length, keep_alive, expects)
+
+
+class HeadReader:
+    """:func:`read_head` for those that come again and again."""
+
+    def __init__(self) -> None:
+        self._memo: HeadMemo[RequestHead] = HeadMemo()
+
+    def read(self, data: bytes, *, hand_over_origins: bool) -> RequestHead:
+        """What :func:`read_head` gives, of a head that came before without looking into it."""
+        end = len(data) - len(_END)
+        if (found := self._memo.find(data, end)) is not None:
+            head, length = found
+            if length is None or length == head.length:
+                return head
+            return RequestHead(
+                head.endpoint, head.query, head.headers, length, head.keep_alive, head.expects_continue
+            )
+        head = read_head(data, hand_over_origins=hand_over_origins)
+        # What becomes of one of these is for the configuration to say.
+        if not any(name == b"origin" for name, _ in head.headers):
+            measured = data.count(b"\r\n", 0, end) > len(head.headers)  # by the one that is not among them
+            self._memo.learn(data, end, len(head.headers) + measured, head.length if measured else None, head)
+        return head
 
 
 class _Reader:

@@ -18,7 +18,7 @@ from slotd.gateway.express.answer import SocketOut
 from slotd.gateway.express.body import BadChunk, ChunkedBody
 from slotd.gateway.express.client import ClientSocket
 from slotd.gateway.express.hangups import Hangups
-from slotd.gateway.express.head import CHUNKED, NotPlain, RequestHead, could_be_plain, read_head
+from slotd.gateway.express.head import CHUNKED, HeadReader, NotPlain, RequestHead, could_be_plain
 from slotd.gateway.intake import Intake, too_large
 from slotd.gateway.refusals import BodyTimeout, HeadTimeout, InvalidHttp
 from slotd.gateway.uploads import Uploads
@@ -68,6 +68,7 @@ class Lane:
         self._uploads = uploads
         self._settings = settings
         self._hangups = Hangups()
+        self._heads = HeadReader()
         self._reading: dict[ClientSocket, None] = {}
         self._stopping = False
 
@@ -162,7 +163,7 @@ class Lane:
         if end > server.max_head_kb * 1024:
             raise NotPlain
         data = bytes(received[: end + len(_END)])
-        head = read_head(data, hand_over_origins=bool(server.cors_origins))
+        head = self._heads.read(data, hand_over_origins=bool(server.cors_origins))
         del received[: end + len(_END)]
         return head
 
@@ -263,7 +264,7 @@ class Lane:
         out = SocketOut(client, LINGER_S, close=True)
         status, headers, body = error_response(error, dialect)
         with suppress(ClientGone):
-            await out.start(status, headers)
+            out.start(status, headers)
             await out.send(body)
             await client.linger(LINGER_S, LINGER_BYTES)
 
