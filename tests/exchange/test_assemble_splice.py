@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slotd.errors import InvalidJson
-from slotd.exchange.assemble import Fields, remove_field, set_field, top_level
+from slotd.exchange.assemble import Head, remove_field, set_field, top_level
 
 _text = st.text(st.characters(codec="utf-8"), max_size=8)
 _keys = st.one_of(st.sampled_from(["stream", "model", "a", 'q"uote', "back\\slash", "é🌟", "", "\n"]), _text)
@@ -93,16 +93,16 @@ def test_a_repeated_key_is_made_unambiguous(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        (b"{}", Fields(None, False)),
-        (b' {"model": "m", "stream": true} ', Fields("m", True)),
-        (b'{"stream":false,"messages":[{"model":"inner","stream":true}]}', Fields(None, False)),
-        (b'{"mod\\u0065l":"\\u00e9\\ud83c\\udf1f"}', Fields("é🌟", False)),
-        (b'{"model":null,"stream":null}', Fields(None, False)),
-        (b'{"model":"a","model":"b","stream":true,"stream":false}', Fields("b", False)),
-        (b'{"stream":"true"}', Fields(None, False)),
+        (b"{}", Head(None, False)),
+        (b' {"model": "m", "stream": true} ', Head("m", True)),
+        (b'{"stream":false,"messages":[{"model":"inner","stream":true}]}', Head(None, False)),
+        (b'{"mod\\u0065l":"\\u00e9\\ud83c\\udf1f"}', Head("é🌟", False)),
+        (b'{"model":null,"stream":null}', Head(None, False)),
+        (b'{"model":"a","model":"b","stream":true,"stream":false}', Head("b", False)),
+        (b'{"stream":"true"}', Head(None, False)),
     ],
 )
-def test_top_level(body: bytes, fields: Fields) -> None:
+def test_top_level(body: bytes, fields: Head) -> None:
     assert top_level(body) == fields
 
 

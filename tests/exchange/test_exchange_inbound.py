@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.errors import InvalidJson
-from slotd.exchange.inbound import Head, header, read_head
+from slotd.exchange.inbound import Head, Inbound, header, read_head
+from slotd.wire.fields import Fields
 from slotd.wire.multipart import short_fields
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -128,3 +130,12 @@ def test_the_first_of_several_headers() -> None:
     headers = [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
     assert header(headers, b"a") == b"1"
     assert header(headers, b"c") is None
+
+
+def test_what_decides_is_read_once_and_anew_for_another_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Inbound("r", "POST", CHAT.path, b"", Fields(), b'{"model":"m","omni":true}', CHAT)
+    assert first.head == Head("m", False, b"true")
+    other = msgspec.structs.replace(first, body=b'{"model":"n"}')
+    assert other.head == Head("n", False)
+    monkeypatch.delattr("slotd.exchange.inbound.read_head")
+    assert (first.head.model, other.head.model) == ("m", "n")

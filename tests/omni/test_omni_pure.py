@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omni_world import inbound
 
 from slotd.capability.choice import LoadedSlot
 from slotd.errors import AnswerTooLarge, RequestInvalid
@@ -56,13 +57,14 @@ documents = st.recursive(
     ],
 )
 def test_who_asks_for_tools(body: bytes, answer: str) -> None:
-    assert asks(body) == answer
+    assert asks(inbound(body)) == answer
 
 
 @given(document=st.dictionaries(st.text(max_size=6), documents, max_size=5), ascii=st.booleans())
 def test_who_does_not_name_it_does_not_ask(document: dict[str, Any], ascii: bool) -> None:
     document.pop("omni", None)
-    assert asks(json.dumps(document, ensure_ascii=ascii).encode("utf-8", "surrogatepass")) == "no"
+    body = json.dumps(document, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    assert asks(inbound(body)) == "no"
 
 
 @given(extra=st.dictionaries(st.text(max_size=6).map("x-".__add__), documents, max_size=4))

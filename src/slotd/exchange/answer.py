@@ -152,12 +152,13 @@ def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
     if record.target:
         route = _route(record.target, record.tier, record.rule, record.fallback_from)
         found.append((b"x-slotd-route", route))
-    times = ""
-    if record.resolve_s is not None:
-        times += f"resolve;dur={record.resolve_s * 1000:.1f}, "
-    if record.wait_s is not None:
-        times += f"wait;dur={record.wait_s * 1000:.1f}, "
-    found.append((b"server-timing", f"{times}total;dur={record.elapsed() * 1000:.1f}".encode()))
+    resolve_s, wait_s, total_s = record.resolve_s, record.wait_s, record.elapsed()
+    times = b"total;dur=%.1f" % (total_s * 1000)
+    if wait_s is not None:
+        times = b"wait;dur=%.1f, %b" % (wait_s * 1000, times)
+    if resolve_s is not None:
+        times = b"resolve;dur=%.1f, %b" % (resolve_s * 1000, times)
+    found.append((b"server-timing", times))
     return found
 
 

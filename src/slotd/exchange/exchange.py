@@ -34,7 +34,7 @@ from slotd.exchange.attempts import Attempts
 from slotd.exchange.carriage import Carriage
 from slotd.exchange.forward import Outgoing, forward
 from slotd.exchange.heartbeat import Heartbeat, can_stream
-from slotd.exchange.inbound import Inbound, Outbound, read_head
+from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import Stalls
@@ -91,16 +91,13 @@ class Exchange:
             scope=inbound.scope,
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
-        work = partial(self._answer, inbound, answer)
+        work = partial(self._carry, inbound, answer)
         await accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
-
-    async def _answer(self, inbound: Inbound, answer: Answer) -> None:
-        await self._carry(self._understand(inbound, answer))
 
     def _understand(self, inbound: Inbound, answer: Answer) -> Carriage:
         """Read what decides. Raises :class:`slotd.errors.RequestInvalid`."""
         record, policy = answer.record, self._policy()
-        head = read_head(inbound.endpoint, inbound.body)
+        head = inbound.head
         record.model, record.stream = head.model, head.stream
         wishes = read_wishes(inbound.headers, inbound.key_priority)
         record.priority = wishes.priority
@@ -109,7 +106,8 @@ class Exchange:
             heartbeat = Heartbeat(answer, policy.heartbeat_after_s, policy.heartbeat_every_s)
         return Carriage(inbound, head, wishes, policy, record, answer, heartbeat)
 
-    async def _carry(self, carriage: Carriage) -> None:
+    async def _carry(self, inbound: Inbound, answer: Answer) -> None:
+        carriage = self._understand(inbound, answer)
         for attempt in range(1, STALE_ROUTES + 1):
             route = await self._resolve(carriage)
             try:

@@ -10,7 +10,7 @@ import trio
 
 from slotd.capability.endpoints import Endpoint
 from slotd.errors import RequestInvalid
-from slotd.exchange.assemble.splice import top_level
+from slotd.exchange.assemble.splice import Head, top_level
 from slotd.wire.fields import Fields
 from slotd.wire.multipart import short_fields
 
@@ -22,7 +22,7 @@ MODEL_MAX = 1024
 """The longest model name, in characters: it is kept in records, events and errors."""
 
 
-class Inbound(msgspec.Struct, frozen=True):
+class Inbound(msgspec.Struct, frozen=True, dict=True):
     """One client request with its whole body, which the gateway has bounded.
 
     ``path`` and ``query`` are as the client sent them; ``headers`` have
@@ -44,6 +44,14 @@ class Inbound(msgspec.Struct, frozen=True):
     parent: str = ""
     scope: trio.CancelScope = msgspec.field(default_factory=trio.CancelScope)
     scope_entered: bool = False
+
+    @property
+    def head(self) -> Head:
+        """What of the body decides; it is read once. Raises as :func:`read_head` does."""
+        found: Head | None = self.__dict__.get("_head")
+        if found is None:
+            found = self.__dict__["_head"] = read_head(self.endpoint, self.body)
+        return found
 
     @property
     def multipart(self) -> bool:
@@ -86,13 +94,6 @@ class Carrier(Protocol):
         """Answer it; see :meth:`slotd.exchange.exchange.Exchange.run`."""
 
 
-class Head(msgspec.Struct, frozen=True):
-    """What routing needs of a body."""
-
-    model: str | None
-    stream: bool
-
-
 def header(headers: Headers, name: bytes) -> bytes | None:
     """The first header of this (lower-case) name."""
     for key, value in headers:
@@ -107,7 +108,7 @@ def is_form(endpoint: Endpoint, body: bytes) -> bool:
 
 
 def read_head(endpoint: Endpoint, body: bytes) -> Head:
-    """Find ``model`` and ``stream`` without building the document.
+    """Find what decides without building the document.
 
     Raises :class:`slotd.errors.InvalidJson`, or :class:`slotd.errors.RequestInvalid`
     for a model name beyond ``MODEL_MAX``.
@@ -115,7 +116,7 @@ def read_head(endpoint: Endpoint, body: bytes) -> Head:
     if is_form(endpoint, body):
         short = short_fields(body, (b"model", b"stream"))
         return Head(short.get(b"model") or None, short.get(b"stream") == "true")
-    fields = top_level(body)
-    if fields.model is not None and len(fields.model) > MODEL_MAX:
+    head = top_level(body)
+    if head.model is not None and len(head.model) > MODEL_MAX:
         raise RequestInvalid(f"`model` has more than {MODEL_MAX} characters", param="model")
-    return Head(fields.model, fields.stream)
+    return head

@@ -54,11 +54,12 @@ class Door:
         listener: trio.abc.Listener[StreamT],
         handler: Callable[[StreamT], Awaitable[object]],
         nursery: trio.Nursery,
+        close: Callable[[StreamT], Awaitable[object]] = trio.aclose_forcefully,
     ) -> NoReturn:
         """Run ``handler`` in ``nursery`` for each that comes, until cancelled; then the handlers go on.
 
-        Each stream is closed when its handler ends. Raises what accepting raises,
-        but for a lack of descriptors or memory, which is waited out.
+        Each stream is closed by ``close`` when its handler ends, cancelled or not. Raises
+        what accepting raises, but for a lack of descriptors or memory, which is waited out.
         """
         while True:
             await self._room()
@@ -76,15 +77,20 @@ class Door:
                     await self._change()
             else:
                 self._inside += 1
-                nursery.start_soon(self._handle, stream, handler)
+                nursery.start_soon(self._handle, stream, handler, close)
 
-    async def _handle(self, stream: StreamT, handler: Callable[[StreamT], Awaitable[object]]) -> None:
+    async def _handle(
+        self,
+        stream: StreamT,
+        handler: Callable[[StreamT], Awaitable[object]],
+        close: Callable[[StreamT], Awaitable[object]],
+    ) -> None:
         try:
             await handler(stream)
         finally:
             self._inside -= 1
             self._changed.set()
-            await trio.aclose_forcefully(stream)
+            await close(stream)
 
     async def _room(self) -> None:
         while self._inside >= self._most:

@@ -108,6 +108,10 @@ async def _end(connections: trio.CancelScope, stopping: Stopping, settings: Snap
     connections.deadline = min(connections.deadline, trio.current_time() + FLUSH_AT_ONCE_S)
 
 
+async def _close(client: ClientSocket) -> None:
+    client.close()  # no checkpoint: nothing follows
+
+
 async def run_server(
     app: QuartTrio,
     sock: socket.socket,
@@ -170,7 +174,7 @@ async def run_server(
                         accepting.start_soon(door.serve, listener, connect, connections)
                     else:
                         serve = partial(lane.serve, hand_over=hand_over)
-                        accepting.start_soon(door.serve, RawListener(sock), serve, connections)
+                        accepting.start_soon(door.serve, RawListener(sock), serve, connections, _close)
                     task_status.started()
                     await stopping.asked()
                     accepting.cancel_scope.cancel()

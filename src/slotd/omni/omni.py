@@ -64,7 +64,7 @@ class Omni:
 
     async def run(self, inbound: Inbound, out: Outbound) -> None:
         """Answer the request, as :meth:`slotd.exchange.exchange.Exchange.run` does."""
-        asked = asks(inbound.body) if inbound.path == PATH else "no"
+        asked = asks(inbound) if inbound.path == PATH else "no"
         if asked == "on":
             await self._run(inbound, out)
             return

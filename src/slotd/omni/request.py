@@ -9,31 +9,22 @@ from typing import Any, Literal
 import msgspec
 
 from slotd.errors import RequestInvalid
+from slotd.exchange.inbound import Inbound
 
 __all__ = ["LIMITS", "Chat", "asks", "read_chat"]
 
-ABSENT = msgspec.Raw(b"")
 LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 """Spellings of the token limit; the first that a request has is the one that is raised."""
 
 
-class _Top(msgspec.Struct):
-    omni: msgspec.Raw = ABSENT
-
-
-_top = msgspec.json.Decoder(_Top)
-
-
-def asks(body: bytes) -> Literal["no", "off", "on"]:
+def asks(chat: Inbound) -> Literal["no", "off", "on"]:
     """Whether a chat asks for the tool loop; ``off``: it has the field, and does not want it.
 
-    Values are skipped in C, which is faster than searching the bytes for the
-    word. What is no JSON object asks for nothing: refusing it is the exchange's
-    business.
+    A body that cannot be read asks for nothing: refusing it is the exchange's business.
     """
     try:
-        said = bytes(_top.decode(body).omni)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = chat.head.omni
+    except RequestInvalid:
         return "no"
     if not said:
         return "no"

@@ -21,14 +21,14 @@ from slotd.exchange.assemble.errors import (
 )
 from slotd.exchange.assemble.plan import plan_assembly
 from slotd.exchange.assemble.shape import Assembled
-from slotd.exchange.assemble.splice import Fields, remove_field, set_field, top_level
+from slotd.exchange.assemble.splice import Head, remove_field, set_field, top_level
 
 __all__ = [
     "Assembled",
     "Assembly",
     "AssemblyError",
     "AssemblyTooLarge",
-    "Fields",
+    "Head",
     "IncompleteStream",
     "MalformedStream",
     "NotAssemblable",

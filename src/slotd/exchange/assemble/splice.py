@@ -21,19 +21,21 @@ import msgspec
 
 from slotd.errors import InvalidJson
 
-__all__ = ["Fields", "edit_fields", "raw_field", "remove_field", "set_field", "top_level"]
+__all__ = ["Head", "edit_fields", "raw_field", "remove_field", "set_field", "top_level"]
 
 
-class Fields(msgspec.Struct, frozen=True):
-    """What routing needs to know of a request body."""
+class Head(msgspec.Struct, frozen=True):
+    """What of a request's body decides who answers it. ``omni``: that key's value, as it stands there."""
 
     model: str | None
     stream: bool
+    omni: bytes = b""
 
 
 class _Top(msgspec.Struct):
     model: str | None = None
     stream: msgspec.Raw = msgspec.Raw(b"false")
+    omni: msgspec.Raw = msgspec.Raw(b"")
 
 
 _top_decoder = msgspec.json.Decoder(_Top)
@@ -41,8 +43,8 @@ _top_decoder = msgspec.json.Decoder(_Top)
 _TOO_DEEP = "the request body is nested too deeply"
 
 
-def top_level(body: bytes) -> Fields:
-    """``model`` and ``stream`` of a JSON object.
+def top_level(body: bytes) -> Head:
+    """``model``, ``stream`` and ``omni`` of a JSON object.
 
     A missing or null model is None; a stream that is not ``true`` is False
     (what else it may be is for the engine to judge). Raises
@@ -60,7 +62,7 @@ def top_level(body: bytes) -> Fields:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         reason = str(error) if body.strip() else "it is empty"
         raise InvalidJson(f"the request body is not valid JSON: {reason}") from error
-    return Fields(top.model, bytes(top.stream) == b"true")
+    return Head(top.model, bytes(top.stream) == b"true", bytes(top.omni))
 
 
 def set_field(body: bytes, key: str, raw_value: bytes) -> bytes:
