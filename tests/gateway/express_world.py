@@ -133,7 +133,8 @@ class World:
 
     def dial(self) -> Peer:
         ours, theirs = tcp_pair()
-        self.nursery.start_soon(self._serve, ClientSocket(theirs))
+        theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.nursery.start_soon(self._serve, ClientSocket(theirs, "127.0.0.1"))
         self.peers.append(Peer(ours))
         return self.peers[-1]
 

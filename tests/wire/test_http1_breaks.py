@@ -272,9 +272,9 @@ async def test_connecting_to_oneself_is_noticed() -> None:
     with socket.socket() as sock, socket.socket() as other, socket.create_server(("127.0.0.1", 0)) as server:
         sock.bind(("127.0.0.1", 0))
         sock.connect(sock.getsockname())
-        assert is_self_connected(sock)
+        assert is_self_connected(sock, sock.getsockname())
         other.connect(server.getsockname())
-        assert not is_self_connected(other)
+        assert not is_self_connected(other, server.getsockname())
 
 
 async def test_connection_to_oneself_counts_as_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ async def test_connection_to_oneself_counts_as_refused(monkeypatch: pytest.Monke
         await peer.see_close()
 
     async def client(pool: Http1Pool) -> None:
-        monkeypatch.setattr(http1_conn, "is_self_connected", lambda sock: True)
+        monkeypatch.setattr(http1_conn, "is_self_connected", lambda sock, address: True)
         with pytest.raises(ConnectFailed, match="refused"):
             await fetch(pool)
         assert pool.opened == 0

@@ -61,7 +61,7 @@ class Connection:
             try:
                 if not _begin(sock, address):
                     await _end(sock, until)
-                if is_self_connected(sock):
+                if is_self_connected(sock, address):
                     raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             except OSError as exc:
                 failure = exc
@@ -198,13 +198,14 @@ def _check(sock: socket.socket) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def is_self_connected(sock: socket.socket) -> bool:
-    """Whether a TCP socket has connected to itself. Raises :class:`OSError` if it is not connected.
+def is_self_connected(sock: socket.socket, address: Any) -> bool:
+    """Whether a TCP socket, connected to ``address``, has connected to itself. Raises :class:`OSError`.
 
     The kernel may pick as local port the very port that is asked for, if
     nobody listens there: a loopback connect to a dead engine then succeeds.
     """
-    return bool(sock.getsockname() == sock.getpeername())
+    own = sock.getsockname()
+    return bool(own[1] == address[1] and own == sock.getpeername())
 
 
 async def _wait_either(sock: socket.socket) -> None:

@@ -16,7 +16,7 @@ RECV_BYTES = 65536
 class ClientSocket(trio.abc.AsyncResource):
     """A connected socket, without trio's layers around it.
 
-    ``received``: what has come and has not been read yet. ``read_by``: until when
+    ``peer``: its address. ``received``: what has come and has not been read yet. ``read_by``: until when
     (trio's clock) its reader waits for more; ``served``: it has asked for something
     before; ``busy``: and is being answered; all three are kept by the lane. ``gone``:
     it has left while it was watched. :meth:`close` is
@@ -39,10 +39,10 @@ class ClientSocket(trio.abc.AsyncResource):
         "sock",
     )
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, peer: str = "") -> None:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
+        self.peer = peer
         self.received = bytearray()
         self.read_by = float("inf")
         self.overdue = self.gone = self.served = self.busy = False
@@ -50,10 +50,6 @@ class ClientSocket(trio.abc.AsyncResource):
         self._unsent = bytearray()
         self._drained: trio.Event | None = None  # there while a task sends what the kernel did not take
         self._closed = False
-        try:
-            self.peer = str(sock.getpeername()[0])
-        except OSError:
-            self.peer = ""  # it has left already
 
     def begin(self, scope: trio.CancelScope) -> None:
         """What ``scope`` carries is for this client: it ends when that leaves, until :meth:`end`."""

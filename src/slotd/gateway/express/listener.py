@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from contextlib import suppress
 
 import trio
 
@@ -16,10 +17,11 @@ BURST = 16
 
 
 class RawListener(trio.abc.Listener[ClientSocket]):
-    """A listening socket, not owned: whoever made it closes it."""
+    """A listening socket, not owned: whoever made it closes it. What it accepts sends without delay."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which accepted ones inherit
         self._waiting = select.poll()  # tells of others more cheaply than waiting for them does
         self._waiting.register(sock, select.POLLIN)
         self._burst = 0
@@ -37,10 +39,14 @@ class RawListener(trio.abc.Listener[ClientSocket]):
                 await trio.lowlevel.wait_readable(self._sock)
             self._burst += 1
             try:
-                sock, _ = self._sock.accept()
+                sock, (address, *_) = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
-            return ClientSocket(sock)
+            client = ClientSocket(sock, address)
+            if self._burst > 1:
+                with suppress(OSError):  # its reader will see that too
+                    client.take_in()  # who has waited for its turn has mostly asked for something
+            return client
 
     async def aclose(self) -> None:
         """Nothing to close."""

@@ -1,0 +1,104 @@
+"""Accepting: one by one, and many that have come together."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from slotd.gateway.express.client import ClientSocket
+from slotd.gateway.express.listener import BURST, RawListener
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        yield sock
+
+
+def connected(server: socket.socket, says: bytes = b"") -> socket.socket:
+    sock = socket.create_connection(server.getsockname())
+    if says:
+        sock.sendall(says)
+    return sock
+
+
+def end(theirs: list[socket.socket], ours: list[ClientSocket]) -> None:
+    for sock in theirs:
+        sock.close()
+    for client in ours:
+        client.close()
+
+
+async def test_who_comes_is_known_and_sent_to_without_delay(server: socket.socket) -> None:
+    listener = RawListener(server)
+    with connected(server), trio.fail_after(5):
+        client = await listener.accept()
+    assert client.peer == "127.0.0.1"
+    assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    client.close()
+
+
+async def test_a_burst_is_accepted_whole_with_what_it_has_sent(server: socket.socket) -> None:
+    listener = RawListener(server)
+    theirs = [connected(server, b"hello %d" % n) for n in range(2 * BURST + 3)]
+    clients: list[ClientSocket] = []
+    with trio.fail_after(5):
+        while len(clients) < len(theirs):
+            clients.append(await listener.accept())
+        assert sum(not client.received for client in clients) == 3, "the first of each burst"
+        for n, client in enumerate(clients):
+            while not client.received:
+                assert await client.receive()
+            assert client.received == b"hello %d" % n
+    end(theirs, clients)
+
+
+async def test_a_burst_lets_others_have_their_turn(server: socket.socket) -> None:
+    listener = RawListener(server)
+    theirs = [connected(server) for _ in range(2 * BURST)]
+    turns: list[int] = []
+    clients: list[ClientSocket] = []
+
+    async def other() -> None:
+        while len(clients) < len(theirs):
+            turns.append(len(clients))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        with trio.fail_after(5):
+            for _ in theirs:
+                clients.append(await listener.accept())
+    assert any(0 < count < len(theirs) for count in turns)
+    assert max(b - a for a, b in zip(turns, [*turns[1:], len(theirs)], strict=True)) <= BURST
+    end(theirs, clients)
+
+
+async def test_one_that_has_left_is_still_given_to_its_reader(server: socket.socket) -> None:
+    listener = RawListener(server)
+    with connected(server):
+        gone = connected(server, b"hello")
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        gone.close()
+        with trio.fail_after(5):
+            first, second = await listener.accept(), await listener.accept()
+            with pytest.raises(OSError, match="reset"):
+                await second.receive()
+    first.close()
+    second.close()
+
+
+async def test_accepting_can_be_cancelled_within_a_burst(server: socket.socket) -> None:
+    listener = RawListener(server)
+    with connected(server), connected(server), trio.fail_after(5):
+        (await listener.accept()).close()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await listener.accept()
+        assert scope.cancelled_caught
+        (await listener.accept()).close()
