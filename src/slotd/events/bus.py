@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import trio
@@ -47,7 +47,7 @@ class EventBus:
         report their own end; only lasting readers are left to see it.
         """
         self._last_seq += 1
-        event = Event(self._last_seq, self._clock(), kind, slot, MappingProxyType(data))
+        event = Event(self._last_seq, self._clock(), kind, slot, data)
         self._ring.append(event)
         readers = self._readers.get(kind)
         if readers is None:

@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened. ``data`` is read-only.
+    """Something that happened. ``data`` is read-only: all readers share it.
 
     ``seq`` numbers the events of one run of slotd from 1, without holes.
     ``time`` is seconds since the epoch on the wall clock, for people: it may

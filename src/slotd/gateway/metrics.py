@@ -73,10 +73,26 @@ class _Spread:
         self.counts[bisect_left(_BUCKETS, value)] += 1
         self.total += value
 
+    @property
+    def any(self) -> bool:
+        """Whether a value has been seen."""
+        return any(self.counts)
+
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds, and how many values are not above them."""
         bounds = [*(str(float(bound)) for bound in _BUCKETS), "+Inf"]
         return [(bound, float(sum(self.counts[: n + 1]))) for n, bound in enumerate(bounds)]
+
+
+class _Tally:
+    """What the finished requests of one target add up to. ``finished``: how many, by path and outcome."""
+
+    __slots__ = ("finished", "first", "tokens_in", "tokens_out", "total", "wait")
+
+    def __init__(self) -> None:
+        self.finished: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.tokens_in = self.tokens_out = 0
+        self.wait, self.first, self.total = _Spread(), _Spread(), _Spread()
 
 
 class _Requests(Collector):
@@ -87,47 +103,46 @@ class _Requests(Collector):
     """
 
     def __init__(self) -> None:
-        self._finished: defaultdict[tuple[str, str, str], int] = defaultdict(int)
-        self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self._wait: defaultdict[str, _Spread] = defaultdict(_Spread)
-        self._first: defaultdict[str, _Spread] = defaultdict(_Spread)
-        self._total: defaultdict[str, _Spread] = defaultdict(_Spread)
+        self._targets: defaultdict[str, _Tally] = defaultdict(_Tally)
 
     def count(self, record: RequestRecord) -> None:
-        target = record.target or "none"
-        self._finished[target, record.path, record.error or record.outcome] += 1
+        tally = self._targets[record.target or "none"]
+        tally.finished[record.path, record.error or record.outcome] += 1
         # Those of an omni chat are counted with its turns.
-        if target != TARGET:
-            if record.tokens_in:
-                self._tokens[target, "in"] += record.tokens_in
-            if record.tokens_out:
-                self._tokens[target, "out"] += record.tokens_out
+        if record.target != TARGET:
+            tally.tokens_in += record.tokens_in or 0
+            tally.tokens_out += record.tokens_out or 0
         if record.wait_s is not None:
-            self._wait[target].observe(record.wait_s)
+            tally.wait.observe(record.wait_s)
         if record.first_byte_s is not None:
-            self._first[target].observe(record.first_byte_s)
+            tally.first.observe(record.first_byte_s)
         if record.total_s is not None:
-            self._total[target].observe(record.total_s)
+            tally.total.observe(record.total_s)
 
     def collect(self) -> Iterator[Metric]:
         finished = CounterMetricFamily(
             "slotd_requests", "Finished requests", labels=["target", "path", "outcome"]
         )
-        for labels, number in self._finished.items():
-            finished.add_metric(labels, number)
+        for target, tally in self._targets.items():
+            for (path, outcome), number in tally.finished.items():
+                finished.add_metric([target, path, outcome], number)
         yield finished
         tokens = CounterMetricFamily("slotd_tokens", "Tokens of finished requests", labels=["target", "kind"])
-        for kinds, number in self._tokens.items():
-            tokens.add_metric(kinds, number)
+        for target, tally in self._targets.items():
+            for kind, number in (("in", tally.tokens_in), ("out", tally.tokens_out)):
+                if number:
+                    tokens.add_metric([target, kind], number)
         yield tokens
-        for name, text, spreads in (
-            ("slotd_wait_seconds", "Time to a lease", self._wait),
-            ("slotd_first_byte_seconds", "Time to the first byte", self._first),
-            ("slotd_request_seconds", "Time to the last byte", self._total),
+        for name, text, attribute in (
+            ("slotd_wait_seconds", "Time to a lease", "wait"),
+            ("slotd_first_byte_seconds", "Time to the first byte", "first"),
+            ("slotd_request_seconds", "Time to the last byte", "total"),
         ):
             histogram = HistogramMetricFamily(name, text, labels=["target"])
-            for target, spread in spreads.items():
-                histogram.add_metric([target], spread.buckets(), spread.total)
+            for target, tally in self._targets.items():
+                spread: _Spread = getattr(tally, attribute)
+                if spread.any:
+                    histogram.add_metric([target], spread.buckets(), spread.total)
             yield histogram
 
 

@@ -21,6 +21,7 @@ GAP = "journal.gap"
 MAX_DATA_BYTES = 16 << 10
 """Longer fields are shortened: clients and engines write some of what is in them."""
 
+_json = msgspec.json.Encoder(enc_hook=str)
 _SHORT_CHARS = 400
 _SHORT_ITEMS = 30
 _UP = frozenset({"ready", "serving", "idle"})
@@ -34,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     time: float
     kind: str
     slot: str | None
-    data: dict[str, Any]
+    data: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """As ``/api/events`` shows events, and with kind and run."""
@@ -66,15 +67,15 @@ def entry_of(item: Event | Gap, run: str, now: float) -> Entry:
     """What is kept of what the bus told. A gap bears the number of the last event that it swallowed."""
     if isinstance(item, Gap):
         return Entry(run, item.next_seq - 1, now, GAP, None, {"missed": item.missed})
-    return Entry(run, item.seq, item.time, item.kind, item.slot, dict(item.data))
+    return Entry(run, item.seq, item.time, item.kind, item.slot, item.data)
 
 
 def encode(data: Mapping[str, Any]) -> str:
     """JSON of ``data``, at most about :data:`MAX_DATA_BYTES` long. Never fails."""
     try:
-        text = msgspec.json.encode(data, enc_hook=str)
+        text = _json.encode(data)
         if len(text) > MAX_DATA_BYTES:
-            text = msgspec.json.encode(_shortened(data), enc_hook=str)
+            text = _json.encode(_shortened(data))
         if len(text) <= MAX_DATA_BYTES:
             return text.decode()
         why = f"{len(text)} bytes"

@@ -53,8 +53,6 @@ CREATE TABLE IF NOT EXISTS live (
 """
 """Requests that have begun and are not over. A slotd of before leaves it alone."""
 
-_OF_REQUESTS = frozenset({types.REQUEST_STARTED, types.REQUEST_FINISHED})
-
 _EVENTS = (
     "SELECT n, run, seq, time, kind, slot, data FROM events",
     f"SELECT n, run, seq, time, '{types.REQUEST_FINISHED}' AS kind, slot, record FROM requests",
@@ -90,32 +88,23 @@ class Store:
         """Keep them, all or none; what is there already is kept once. The oldest make room."""
         db = self._open()
         lost = self._lost(db, entries[0].run) if entries and not self._adopted else []
-        events = [e for e in entries if e.kind not in _OF_REQUESTS] if self._limits["events"] else []
-        finished = [e for e in entries if e.kind == types.REQUEST_FINISHED]
-        kept = [*lost, *finished] if self._limits["requests"] else []
-        numbers = {(e.run, e.seq): n for n, e in enumerate((*lost, *entries), self._next)}
+        batch = _Batch(lost, entries, self._next)
         counts = dict(self._counts)
         try:
             db.execute("BEGIN IMMEDIATE")
             before = db.total_changes
-            db.executemany(
-                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (numbers[e.run, e.seq], e.run, e.seq, e.time, e.kind, e.slot, encode(e.data))
-                    for e in events
-                ],
-            )
+            if self._limits["events"]:
+                db.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", batch.events)
             between = db.total_changes
             counts["events"] += between - before
-            db.executemany(
-                "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [(numbers[e.run, e.seq], *_request_row(e)) for e in kept],
-            )
-            counts["requests"] += db.total_changes - between
-            if lost:
-                db.execute("DELETE FROM live WHERE run != ?", (entries[0].run,))
             if self._limits["requests"]:
-                self._note_live(db, entries, finished)
+                db.executemany(
+                    "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", batch.requests
+                )
+                counts["requests"] += db.total_changes - between
+                if lost:
+                    db.execute("DELETE FROM live WHERE run != ?", (entries[0].run,))
+                batch.note_live(db)
             for table in counts:
                 counts[table] -= self._prune(db, table, counts[table])
             db.execute("COMMIT")
@@ -126,20 +115,6 @@ class Store:
         self._counts = counts
         self._next += len(lost) + len(entries)
         self._adopted = self._adopted or bool(entries)
-
-    def _note_live(self, db: sqlite3.Connection, entries: Sequence[Entry], finished: Sequence[Entry]) -> None:
-        """Note who has begun and is not over. Of those that begin and end in one batch nothing is written."""
-        ended = {(e.run, str(e.data.get("id"))) for e in finished}
-        begun = {(e.run, str(e.data.get("id"))): e for e in entries if e.kind == types.REQUEST_STARTED}
-        for gap in (e for e in entries if e.kind == GAP):
-            # Among what was missed may be ends: rather say nothing of a request than what is not so.
-            db.execute("DELETE FROM live WHERE run = ?", (gap.run,))
-            begun = {key: e for key, e in begun.items() if e.seq > gap.seq}
-        db.executemany("DELETE FROM live WHERE run = ? AND id = ?", ended - begun.keys())
-        db.executemany(
-            "INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)",
-            [(*key, e.seq, e.time, encode(e.data)) for key, e in begun.items() if key not in ended],
-        )
 
     def _lost(self, db: sqlite3.Connection, run: str) -> list[Entry]:
         """As they are kept: the requests that other runs than this one have left under way.
@@ -309,6 +284,39 @@ class Store:
         return db
 
 
+class _Batch:
+    """Entries as rows, in one look at each. They get the numbers from ``first`` on, ``lost`` ones first."""
+
+    def __init__(self, lost: Sequence[Entry], entries: Sequence[Entry], first: int) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.requests: list[tuple[Any, ...]] = [(n, *_request_row(e)) for n, e in enumerate(lost, first)]
+        self._begun: dict[tuple[str, str], Entry] = {}
+        self._ended: list[tuple[str, str]] = []
+        self._gaps: list[tuple[str]] = []
+        for n, e in enumerate(entries, first + len(lost)):
+            if e.kind == types.REQUEST_FINISHED:
+                row = _request_row(e)
+                self.requests.append((n, *row))
+                key = (e.run, row[_ID])
+                if self._begun.pop(key, None) is None:
+                    self._ended.append(key)
+            elif e.kind == types.REQUEST_STARTED:
+                self._begun[e.run, str(e.data.get("id"))] = e
+            else:
+                self.events.append((n, e.run, e.seq, e.time, e.kind, e.slot, encode(e.data)))
+                if e.kind == GAP:
+                    # Among what was missed may be ends: rather say nothing of a request than what is not so.
+                    self._gaps.append((e.run,))
+                    self._begun.clear()
+
+    def note_live(self, db: sqlite3.Connection) -> None:
+        """Note who has begun and is not over. Of those that begin and end in one batch nothing is written."""
+        db.executemany("DELETE FROM live WHERE run = ?", self._gaps)
+        db.executemany("DELETE FROM live WHERE run = ? AND id = ?", self._ended)
+        rows = [(*key, e.seq, e.time, encode(e.data)) for key, e in self._begun.items()]
+        db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)", rows)
+
+
 class _Foreign(Exception):
     """The file is not one of this version."""
 
@@ -322,6 +330,10 @@ def is_broken(error: Exception) -> bool:
 def _slot_of(record: Mapping[str, Any]) -> str | None:
     kind, _, name = str(record.get("target") or "").partition(":")
     return name if kind == "slot" else None
+
+
+_ID = 3
+"""Where :func:`_request_row` has the request's id."""
 
 
 def _request_row(e: Entry) -> tuple[Any, ...]:
