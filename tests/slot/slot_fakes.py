@@ -188,6 +188,7 @@ class FakeBackend:
         self.running: set[FakeEngine] = set()
         self.pulling = 0
         self.planned: list[str] = []
+        self.flags: tuple[str, ...] = ()
         self.need_mb = 100
         self.findings: list[Finding] = []
         self.check_s = 0.0
@@ -205,7 +206,7 @@ class FakeBackend:
             self.scripts.pop(0)
             raise RequestInvalid(script.plan_error)
         self.planned.append(model)
-        return LaunchPlan("chat", ("engine", model))
+        return LaunchPlan("chat", ("engine", model, *self.flags))
 
     def need(self, model: str) -> Need:
         return Need(self.need_mb, 0, "estimated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from slotd.errors import OutOfMemory, SlotdError
@@ -13,7 +14,7 @@ from slotd.slot.machine import Check, Room, Slot, SlotSpec, next_deadline, step
 from slotd.slot.queueing import nothing_follows, passes_freely
 from slotd.slot.settle import derive
 from slotd.slot.state import LEGAL, TRANSITIONAL, UP, Fault, SlotState
-from slotd.slot.turn import Turn
+from slotd.slot.turn import IDLE, Turn
 from slotd.slot.turnstile import Turnstile
 
 SPEC = SlotSpec(
@@ -194,32 +195,46 @@ class World:
 
     def check_turnstile(self) -> None:
         """Who comes and goes by the turnstile leaves the slot as messages would, and decides nothing."""
-        now = self.now
+        now, told = self.now, list[fx.Moved]()
         turnstile = Turnstile(lambda: now)
-        turnstile.open(self.slot, _lease, lambda: None)
-        by_messages, present = self.slot, list(self.slot.leases)
-        for n, leaves in enumerate((False, True, True, False, False, True, False)):
-            now += 0.7
-            if leaves and len(present) > 1:
+        turnstile.open(self.slot, _lease, lambda *move: told.append(fx.Moved(*move)), lambda: None)
+        by_messages, present, rested = self.slot, list(self.slot.leases), not self.slot.leases
+        until = self.slot.deadlines.get(IDLE, math.inf)  # then the actor takes over
+
+        def through() -> Slot:
+            passed = turnstile.passed()
+            return self.slot if passed is None else step(self.slot, passed, passed.last_used)[0]
+
+        for n, leaves in enumerate((False, True, True, False, False, True, False, True, True)):
+            if (now := now + 0.7) >= until:
+                break
+            told.clear()
+            if leaves and (len(present) > 1 or (present and rested)):
                 id = present.pop(0)
                 assert turnstile.give_back(id)
                 by_messages, effects = step(by_messages, ev.Release(id), now)
-                assert effects == ()
+                assert effects == tuple(told)
             elif not leaves and len(present) < self.slot.spec.max_parallel:
                 id = f"comes{n}"
                 present.append(id)
                 assert turnstile.take(id, self.slot.model) is not None
                 by_messages, effects = step(by_messages, ev.Acquire(id), now)
-                assert effects == (fx.Grant(id),)
+                assert effects == (*told, fx.Grant(id))
             elif leaves:
-                assert not turnstile.give_back(present[0]), "the last one changes the slot's state"
+                id = present[0] if present else "nobody"
+                assert not turnstile.give_back(id), "nobody waits for the deadline of a rest"
             else:
                 assert turnstile.take(f"comes{n}", "") is None, "it is full"
+            assert through() == by_messages
+            first, last = next_deadline(self.slot), next_deadline(by_messages)
+            assert last is None or (first is not None and first <= last), "the actor wakes in time"
+        if IDLE in by_messages.deadlines:
+            now = until
+            assert turnstile.take("late", "") is None, "the deadline comes first"
         passed = turnstile.close()
-        through = self.slot if passed is None else step(self.slot, passed, now)[0]
-        assert through == by_messages
+        assert (self.slot if passed is None else step(self.slot, passed, passed.last_used)[0]) == by_messages
         assert turnstile.take("late", "") is None
-        assert not turnstile.give_back(present[0])
+        assert not turnstile.give_back(present[0] if present else "nobody")
 
     def due(self) -> bool:
         found = next_deadline(self.slot)

@@ -270,7 +270,8 @@ def something_happens(world: World, rng: random.Random) -> None:
         case 23:
             if rng.random() < 0.3:
                 world.reconfigured = True
-                world.send(ev.Reconfigure(slot.spec, rng.random() < 0.5, rng.choice([None, None, "n"])))
+                spec = dataclasses.replace(slot.spec, idle_after_s=rng.choice([15, 15, 6, 0]))
+                world.send(ev.Reconfigure(spec, rng.random() < 0.5, rng.choice([None, None, "n"])))
         case _:
             pass
 

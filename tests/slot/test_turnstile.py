@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,6 +11,7 @@ from slot_fakes import FakeBackend, House, Script, in_house
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from slotd.errors import ServerStopping
+from slotd.events import Event
 from slotd.slot.lease import Lease
 from slotd.slot.machine import SlotSpec
 from slotd.slot.state import SlotState
@@ -210,3 +212,160 @@ async def test_a_lease_that_cannot_be_made_is_not_held(autojump_clock: MockClock
         assert house.slots.snapshot("chat").leases == 1
 
     await serving(test)
+
+
+# --- a slot that rests: the first lease and the last pass as well ---------------------------
+
+
+async def resting(test: Callable[[House], Awaitable[None]], *scripts: Script, spec: SlotSpec = WIDE) -> House:
+    """Loaded, and used by nobody."""
+
+    async def begin(house: House) -> None:
+        await house.slots.load("chat")
+        await wait_all_tasks_blocked()
+        await test(house)
+
+    return await in_house(begin, FakeBackend(*scripts), spec=spec)
+
+
+@pytest.mark.parametrize("places", [1, 3])
+async def test_a_lone_request_asks_nobody_and_all_is_told(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    async def test(house: House) -> None:
+        monkeypatch.setattr(house.slots.mailbox("chat"), "post", lambda message: pytest.fail(f"{message}"))
+        told = len(house.states())
+        for n in range(3):
+            await trio.sleep(1)
+            began = trio.current_time()
+            assert house.slots.take("chat", f"lone{n}") is not None
+            shown = house.now()
+            assert (shown.state, shown.leases) == (S.SERVING, 1)
+            assert (shown.since, shown.last_used, shown.quiet_since) == (began, began, None)
+            await trio.sleep(0.1)
+            house.slots.release("chat", f"lone{n}")
+            shown, ended = house.now(), trio.current_time()
+            assert (shown.state, shown.leases) == (S.READY, 0)
+            assert (shown.since, shown.last_used, shown.quiet_since) == (ended, ended, ended)
+        assert house.states()[told:] == [S.SERVING, S.READY] * 3
+        whys = [e.data["why"] for e in house.journal if isinstance(e, Event) and "why" in e.data]
+        assert whys[-2:] == ["leased", "last lease released"]
+        monkeypatch.undo()
+
+    await resting(test, spec=dataclasses.replace(WIDE, max_parallel=places))
+
+
+async def test_who_watches_sees_it_begin_to_serve_and_rest(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            for id in ("first", "second"):
+                nursery.start_soon(house.wait_state, S.SERVING)
+                await wait_all_tasks_blocked()
+                assert house.slots.take("chat", id) is not None
+                await wait_all_tasks_blocked()
+                assert not nursery.child_tasks
+                nursery.start_soon(house.wait_state, S.READY)
+                await wait_all_tasks_blocked()
+                house.slots.release("chat", id)
+                await wait_all_tasks_blocked()
+                assert not nursery.child_tasks
+
+    await resting(test)
+
+
+async def test_its_owner_knows_that_it_serves(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        assert house.slots.take("chat", "lone") is not None
+        assert await house.slots.state("chat") is S.SERVING
+        house.slots.release("chat", "lone")
+        assert await house.slots.state("chat") is S.READY
+
+    await resting(test)
+
+
+@pytest.mark.parametrize("hold_s", [1.0, 15.0, 40.0])
+async def test_it_is_idle_when_it_has_rested_so_long_since_the_last(
+    autojump_clock: MockClock, hold_s: float
+) -> None:
+    async def test(house: House) -> None:
+        for n in range(3):
+            await trio.sleep(4)
+            assert isinstance(await house.use(f"lone{n}", hold_s=hold_s), Lease)
+        ended = trio.current_time()
+        assert S.IDLE not in house.states()
+        await house.wait_state(S.IDLE)
+        assert trio.current_time() == ended + 15
+
+    await resting(test)
+
+
+async def test_a_deadline_that_has_come_is_before_who_comes(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        house.slots.take("chat", "lone")
+        await trio.sleep(3)
+        house.slots.release("chat", "lone")
+        autojump_clock.jump(15)  # as if the loop had been late
+        assert isinstance(await house.use("late"), Lease)
+        assert house.states()[-3:] == [S.IDLE, S.SERVING, S.READY]
+
+    await resting(test)
+
+
+async def test_what_is_started_otherwise_now_is_found_though_nobody_asks(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        house.backend.flags = ("--other",)
+        for n in range(4):
+            await trio.sleep(1)
+            assert house.slots.take("chat", f"soon{n}") is not None
+            house.slots.release("chat", f"soon{n}")
+        assert house.now().state is S.READY, "it is not looked for after every request"
+        await trio.sleep(1)
+        assert house.slots.take("chat", "then") is not None
+        house.slots.release("chat", "then")
+        await house.wait_state(S.UNLOADING)
+        moves = [
+            e.data["why"] for e in house.journal if isinstance(e, Event) and e.data.get("to") == "unloading"
+        ]
+        assert moves == ["what is configured has changed"]
+
+    await resting(test)
+
+
+async def test_an_unload_waits_for_the_one_that_has_passed(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        assert house.slots.take("chat", "lone") is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.slots.unload, "chat")
+            await wait_all_tasks_blocked()
+            assert (house.now().state, house.now().draining) == (S.SERVING, True)
+            house.slots.release("chat", "lone")
+        assert house.now().state is S.OFFLINE
+
+    await resting(test)
+
+
+async def test_what_passed_at_a_crashed_actor_is_shown_to_the_end_and_not_its_successors(
+    autojump_clock: MockClock,
+) -> None:
+    async def test(house: House) -> None:
+        await trio.sleep(1)
+        assert house.slots.take("chat", "lone") is not None
+        used = trio.current_time()
+        assert (await house.wait_state(S.ERROR)).last_used == used
+        await house.slots.mailbox("chat").wait_open()
+        await wait_all_tasks_blocked()
+        assert await house.slots.state("chat") is S.ERROR
+        await house.slots.load("chat")
+        assert (house.now().state, house.now().leases, house.now().last_used) == (S.READY, 0, None)
+        house.slots.release("chat", "lone")
+
+    await resting(test, Script(run_bug_s=5.0))
+
+
+async def test_nothing_is_told_of_a_slot_whose_actor_has_ended(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        assert house.slots.take("chat", "lone") is not None
+
+    house = await resting(test)
+    house.slots.release("chat", "lone")
+    assert house.states()[-1] == S.SERVING

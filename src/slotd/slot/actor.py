@@ -99,6 +99,11 @@ class Configure:
     backend: Backend
 
 
+def _with(slot: Slot, passed: ev.Passed) -> Slot:
+    """The slot after what has passed its turnstile. The effects are known: they were told as it happened."""
+    return step(slot, passed, passed.last_used)[0]
+
+
 class SlotActor(Actor[ev.Message | Configure]):
     """Owner of one slot.
 
@@ -144,7 +149,12 @@ class SlotActor(Actor[ev.Message | Configure]):
     @property
     def slot(self) -> Slot:
         """The machine's present state. Only for whoever restarts the actor."""
-        return self._slot
+        return self._present()
+
+    def _present(self) -> Slot:
+        """Its state, with what has passed the turnstile since the last step."""
+        passed = self._turnstile.passed()
+        return self._slot if passed is None else _with(self._slot, passed)
 
     # --- the loop -----------------------------------------------------------------
 
@@ -152,14 +162,15 @@ class SlotActor(Actor[ev.Message | Configure]):
         try:
             await super().run()
         finally:
-            self._turnstile.close()
+            self._turnstile.shut()
 
     def started(self) -> None:
+        self._turnstile.close()  # what has passed there was its last owner's
         self._publish()
 
     def crashed(self) -> None:
         """Show it now: ending the engine takes time, and nobody should be sent here meanwhile."""
-        self._turnstile.close()
+        self._turnstile.shut()
         fault = Fault("actor_crashed", "slotd's own actor for this slot crashed")
         self._snapshot.publish(self._snapshot.value.after_crash(fault))
         self._on_routed()
@@ -174,7 +185,7 @@ class SlotActor(Actor[ev.Message | Configure]):
     def handle(self, message: ev.Message | Configure) -> None:
         match message:
             case ev.QueryState(reply):
-                reply.answer(self._slot.state)
+                reply.answer(self._present().state)
             case Configure(identity, backend):
                 self._configure(identity, backend)
             case ev.Asked(event, reply):
@@ -195,6 +206,7 @@ class SlotActor(Actor[ev.Message | Configure]):
         return min(self._slot.deadlines.values(), default=math.inf)
 
     def on_deadline(self, now: float) -> None:
+        self._take_over()  # with what has passed, it may have moved
         # More than one may come due at the same instant.
         while (due := next_deadline(self._slot)) is not None and due[0] <= now:
             self._step(ev.Due(due[1]))
@@ -203,8 +215,7 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     def _step(self, event: ev.Event) -> None:
         now = trio.current_time()
-        if (passed := self._turnstile.close()) is not None:
-            self._slot, _ = step(self._slot, passed, now)
+        self._take_over()
         if self._slot.alive is None and self._slot.state in (SlotState.OFFLINE, SlotState.ERROR):
             present = self._backend.present(self._slot.model)
             if present != self._slot.model_present:
@@ -212,12 +223,23 @@ class SlotActor(Actor[ev.Message | Configure]):
         self._slot, effects = step(self._slot, event, now)
         for effect in effects:
             self._perform(effect)
-        if self._slot.quiet and now - self._drift_seen >= DRIFT_LOOK_S:
+        if self._slot.quiet and now >= self._drift_seen + DRIFT_LOOK_S:
             self._drift_seen = now
             if self._planned() != self._digest:
                 self.mailbox.post(ev.Drifted(True))
+        self._let_pass()
+
+    def _take_over(self) -> None:
+        """Let nobody pass any more. What has passed is known from now on."""
+        if (passed := self._turnstile.close()) is not None:
+            self._slot = _with(self._slot, passed)
+            self._show()  # what follows reaches readers before its own publish
+
+    def _let_pass(self) -> None:
+        """Leave the slot to its turnstile, if there is nothing to decide, and show what has become of it."""
         if passes_freely(self._slot) and self.mailbox.is_empty:
-            self._turnstile.open(self._slot, self._lease, self._show)
+            look_at = self._drift_seen + DRIFT_LOOK_S
+            self._turnstile.open(self._slot, self._lease, self._moved, self._show, look_at)
         self._publish()
 
     def _planned(self) -> str:
@@ -423,8 +445,8 @@ class SlotActor(Actor[ev.Message | Configure]):
             self._on_routed()
 
     def _shown(self, s: Slot) -> SlotSnapshot:
-        if s is self._slot and (passed := self._turnstile.passed()) is not None:
-            s, _ = step(s, passed, trio.current_time())
+        if s is self._slot:
+            s = self._present()
         identity, abilities = self._identity, self._backend.abilities
         note = abilities.note()
         taken = self._taken(s)

@@ -88,10 +88,13 @@ class Acquire(msgspec.Struct, frozen=True):
 class Passed(msgspec.Struct, frozen=True):
     """Leases have been granted and given back at the turnstile; these are held now.
 
-    ``last_used``, ``hold_s``: what has become of the slot's by that.
+    ``since``, ``last_used``, ``hold_s``: what has become of the slot's by that.
+    Its transitions, if there were any, have been told. To be applied as of
+    ``last_used``.
     """
 
     leases: Mapping[str, float]
+    since: float
     last_used: float
     hold_s: float | None
 

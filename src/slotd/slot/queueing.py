@@ -26,7 +26,7 @@ from slotd.slot import messages as ev
 from slotd.slot.breaker import SOUND
 from slotd.slot.slot import Check, Slot, Waiter
 from slotd.slot.state import LOADING, UP, Fault, SlotState
-from slotd.slot.turn import CHECK, PROVEN, Turn
+from slotd.slot.turn import CHECK, IDLE, LEASED, PROVEN, Turn
 
 __all__ = [
     "acquire",
@@ -51,6 +51,7 @@ GUESSED_LOAD_S = 10.0
 """For a slot that has never been loaded."""
 _OF_SERVING = frozenset({CHECK, PROVEN})
 """Deadlines that what is derived neither arms nor disarms."""
+_OF_REST = _OF_SERVING | {IDLE}
 
 
 def fault_error(slot: str, fault: Fault) -> SlotdError:
@@ -69,18 +70,37 @@ def can_grant(slot: Slot) -> bool:
 
 
 def passes_freely(slot: Slot) -> bool:
-    """Whether granting one more of its places, or taking back any lease but the last, decides nothing.
+    """Whether granting one more of its places, or taking a lease back, decides nothing.
 
     That is: :func:`acquire` would grant as long as there is a place, :func:`release`
-    would change no more than the leases and the times, and nothing would follow.
-    Only leases come and go meanwhile, so it stays so.
+    would change no more than the leases and the times, and nothing would follow
+    but that it serves or rests. Only leases come and go meanwhile, so it stays so.
+
+    While it serves, that is so for any lease but the last, whose end arms a
+    deadline that nobody waits for yet. One that rests may begin to serve and come
+    to rest again as often as it likes: whoever waits for the deadline of this rest
+    is in time for that of any later one.
     """
     return (
-        slot.spec.max_parallel > 1
-        and nothing_follows(slot)
+        ((slot.spec.max_parallel > 1 and nothing_follows(slot)) or _rests(slot))
         and slot.condemned is None
         and slot.breaker is SOUND
         and not (slot.stopping or slot.stalls or slot.stalled)
+    )
+
+
+def _rests(s: Slot) -> bool:
+    """Whether it is ready, and nothing but that is going on; see :func:`nothing_follows`."""
+    return (
+        s.state is S.READY
+        and not s.waiting
+        and s.ending is None
+        and s.check is not Check.DUE
+        and s.check is not Check.RUNNING
+        and not (s.contended or s.stale)
+        and s.deadlines.keys() <= _OF_REST
+        # Not so after a reconfiguration: later rests may be shorter than this one.
+        and (s.spec.idle_after_s <= 0 or s.deadlines.get(IDLE, math.inf) <= s.since + s.spec.idle_after_s)
     )
 
 
@@ -108,6 +128,7 @@ def average_hold_s(average: float | None, held_s: float) -> float:
 def passed(t: Turn, event: ev.Passed) -> None:
     """Leases have come and gone that needed no decision: see :func:`passes_freely`."""
     t.set(leases=event.leases, last_used=event.last_used, hold_s=event.hold_s)
+    t.be(S.SERVING if event.leases else S.READY, event.since)
 
 
 def load_left_s(slot: Slot, now: float) -> float:
@@ -210,7 +231,7 @@ def _grant(t: Turn, id: str) -> None:
         t.set(check=Check.DUE)
         t.do(fx.StopCheck())
     if s.state is not S.SERVING:
-        t.move(S.SERVING, "leased")
+        t.move(S.SERVING, LEASED)
     t.do(fx.Grant(id))
 
 

@@ -13,7 +13,7 @@ from slotd.slot.ending import begin_unload, start
 from slotd.slot.queueing import can_grant, grant_waiting, nothing_follows
 from slotd.slot.slot import Check, Ending, Goal, Room
 from slotd.slot.state import LOADING, UP, SlotState
-from slotd.slot.turn import ABANDON, BREAKER, CHECK, HOLD, IDLE, PHASE, QUEUE, TTL, Turn
+from slotd.slot.turn import ABANDON, BREAKER, CHECK, HOLD, IDLE, PHASE, QUEUE, RESTS, TTL, Turn
 
 __all__ = ["derive", "settle"]
 
@@ -38,7 +38,7 @@ def derive(t: Turn) -> None:
 
 def _rest(t: Turn) -> None:
     if t.slot.state is S.SERVING and not t.slot.leases:
-        t.move(S.READY, "last lease released")
+        t.move(S.READY, RESTS)
 
 
 def _depart(t: Turn) -> None:

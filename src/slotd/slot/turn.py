@@ -15,9 +15,11 @@ __all__ = [
     "DRAIN",
     "HOLD",
     "IDLE",
+    "LEASED",
     "PHASE",
     "PROVEN",
     "QUEUE",
+    "RESTS",
     "TTL",
     "Turn",
 ]
@@ -37,6 +39,11 @@ CHECK: Final = "check"
 """The output check no longer waits for a quiet moment."""
 PROVEN: Final = "proven"
 """An engine that has lived so long counts as sound, even if nobody has used it."""
+
+LEASED: Final = "leased"
+"""Why a slot begins to serve."""
+RESTS: Final = "last lease released"
+"""Why it ceases to."""
 
 
 class Turn:
@@ -64,10 +71,14 @@ class Turn:
             self.set(deadlines={t: at for t, at in self.slot.deadlines.items() if t not in timers})
 
     def move(self, to: SlotState, why: str) -> None:
-        """The only place where the state changes."""
+        """Go to another state, and tell it."""
         before = self.slot.state
         if to not in LEGAL[before]:
             raise AssertionError(f"slot {self.slot.spec.name!r}: {before} -> {to} is not a legal transition")
-        self.disarm(PHASE, IDLE, TTL, DRAIN)
-        self.set(state=to, since=self.now)
+        self.be(to, self.now)
         self.do(fx.Moved(before, to, why))
+
+    def be(self, state: SlotState, since: float) -> None:
+        """The only place where the state changes."""
+        self.disarm(PHASE, IDLE, TTL, DRAIN)
+        self.set(state=state, since=since)
