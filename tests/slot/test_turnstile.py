@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from slot_fakes import FakeBackend, House, Script, in_house
+from slot_fakes import FakeBackend, House, Script, _Cell, in_house
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from slotd.actor import Snapshot
+from slotd.arbiter import tenant
 from slotd.errors import ServerStopping
 from slotd.events import Event
+from slotd.slot.actor import SlotIdentity
 from slotd.slot.lease import Lease
 from slotd.slot.machine import SlotSpec
-from slotd.slot.state import SlotState
+from slotd.slot.state import SlotSnapshot, SlotState
 
 S = SlotState
 WIDE = SlotSpec("chat", max_parallel=3, abandon_after_s=4, idle_after_s=15)
@@ -299,6 +302,19 @@ async def test_it_is_idle_when_it_has_rested_so_long_since_the_last(
     await resting(test)
 
 
+async def test_a_rest_that_is_shorter_from_now_on_ends_in_time(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        await trio.sleep(1)
+        spec = dataclasses.replace(WIDE, idle_after_s=3)
+        house.slots.reconfigure("chat", SlotIdentity(spec, "llm", "fake", "m"), house.backend)
+        await house.use("lone")
+        ended = trio.current_time()
+        await house.wait_state(S.IDLE)
+        assert trio.current_time() == ended + 3
+
+    await resting(test)
+
+
 async def test_a_deadline_that_has_come_is_before_who_comes(autojump_clock: MockClock) -> None:
     async def test(house: House) -> None:
         house.slots.take("chat", "lone")
@@ -322,7 +338,9 @@ async def test_what_is_started_otherwise_now_is_found_though_nobody_asks(autojum
         await trio.sleep(1)
         assert house.slots.take("chat", "then") is not None
         house.slots.release("chat", "then")
+        then = trio.current_time()
         await house.wait_state(S.UNLOADING)
+        assert trio.current_time() == then
         moves = [
             e.data["why"] for e in house.journal if isinstance(e, Event) and e.data.get("to") == "unloading"
         ]
@@ -344,15 +362,43 @@ async def test_an_unload_waits_for_the_one_that_has_passed(autojump_clock: MockC
     await resting(test)
 
 
-async def test_what_passed_at_a_crashed_actor_is_shown_to_the_end_and_not_its_successors(
-    autojump_clock: MockClock,
+async def test_whom_a_step_tells_of_it_sees_who_has_passed_before(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As the arbiter: it looks at a slot while that reports to it."""
+    monkeypatch.setattr(_Cell, "publish_later", Snapshot.publish_later)
+
+    async def test(house: House) -> None:
+        actor = house.slots._entries["chat"].actor
+        assert actor is not None
+        seen: list[tuple[SlotState, int]] = []
+
+        def report(report: tenant.Report) -> None:
+            seen.append((house.now().state, house.now().leases))
+
+        actor._report = report
+        assert house.slots.take("chat", "lone") is not None
+        house.slots.mailbox("chat").post(tenant.Leave(actor.slot.ticket, "others need it", False))
+        assert seen == [(S.SERVING, 1)], "it stays, as it is in use"
+        house.slots.release("chat", "lone")
+
+    await resting(test)
+
+
+async def test_what_passed_at_a_crashed_actor_is_shown_to_the_end_and_not_its_successors(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Cell, "publish_later", Snapshot.publish_later)
+
     async def test(house: House) -> None:
         await trio.sleep(1)
         assert house.slots.take("chat", "lone") is not None
-        used = trio.current_time()
-        assert (await house.wait_state(S.ERROR)).last_used == used
-        await house.slots.mailbox("chat").wait_open()
+        actor, used = house.slots._entries["chat"].actor, trio.current_time()
+        assert actor is not None
+        shown: list[SlotSnapshot] = []
+        actor._on_routed = lambda: shown.append(house.now())
+        await trio.sleep(10)
+        assert [(s.state, s.leases, s.last_used) for s in shown] == [(S.ERROR, 0, used)]
         await wait_all_tasks_blocked()
         assert await house.slots.state("chat") is S.ERROR
         await house.slots.load("chat")
@@ -362,10 +408,24 @@ async def test_what_passed_at_a_crashed_actor_is_shown_to_the_end_and_not_its_su
     await resting(test, Script(run_bug_s=5.0))
 
 
+async def test_nothing_passes_at_an_actor_that_is_ending(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        actor = house.slots._entries["chat"].actor
+        assert actor is not None
+        assert house.slots.take("chat", "lone") is not None
+        actor._on_routed = lambda: house.slots.release("chat", "lone")  # while its engine is being ended
+        await house.wait_state(S.ERROR)
+        await house.slots.mailbox("chat").wait_open()
+        assert house.states()[-1] == S.SERVING
+
+    await resting(test, Script(run_bug_s=5.0))
+
+
 async def test_nothing_is_told_of_a_slot_whose_actor_has_ended(autojump_clock: MockClock) -> None:
     async def test(house: House) -> None:
         assert house.slots.take("chat", "lone") is not None
 
-    house = await resting(test)
-    house.slots.release("chat", "lone")
-    assert house.states()[-1] == S.SERVING
+    for _ in range(8):  # who of actor and children is cancelled first, is chance
+        house = await resting(test)
+        house.slots.release("chat", "lone")
+        assert house.states()[-1] == S.SERVING

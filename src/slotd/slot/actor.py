@@ -206,7 +206,6 @@ class SlotActor(Actor[ev.Message | Configure]):
         return min(self._slot.deadlines.values(), default=math.inf)
 
     def on_deadline(self, now: float) -> None:
-        self._take_over()  # with what has passed, it may have moved
         # More than one may come due at the same instant.
         while (due := next_deadline(self._slot)) is not None and due[0] <= now:
             self._step(ev.Due(due[1]))

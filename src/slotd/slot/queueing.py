@@ -26,7 +26,7 @@ from slotd.slot import messages as ev
 from slotd.slot.breaker import SOUND
 from slotd.slot.slot import Check, Slot, Waiter
 from slotd.slot.state import LOADING, UP, Fault, SlotState
-from slotd.slot.turn import CHECK, IDLE, LEASED, PROVEN, Turn
+from slotd.slot.turn import CHECK, LEASED, PROVEN, Turn
 
 __all__ = [
     "acquire",
@@ -51,7 +51,6 @@ GUESSED_LOAD_S = 10.0
 """For a slot that has never been loaded."""
 _OF_SERVING = frozenset({CHECK, PROVEN})
 """Deadlines that what is derived neither arms nor disarms."""
-_OF_REST = _OF_SERVING | {IDLE}
 
 
 def fault_error(slot: str, fault: Fault) -> SlotdError:
@@ -90,18 +89,12 @@ def passes_freely(slot: Slot) -> bool:
 
 
 def _rests(s: Slot) -> bool:
-    """Whether it is ready, and nothing but that is going on; see :func:`nothing_follows`."""
-    return (
-        s.state is S.READY
-        and not s.waiting
-        and s.ending is None
-        and s.check is not Check.DUE
-        and s.check is not Check.RUNNING
-        and not (s.contended or s.stale)
-        and s.deadlines.keys() <= _OF_REST
-        # Not so after a reconfiguration: later rests may be shorter than this one.
-        and (s.spec.idle_after_s <= 0 or s.deadlines.get(IDLE, math.inf) <= s.since + s.spec.idle_after_s)
-    )
+    """Whether it is ready, and nothing but that is going on.
+
+    Of one that has settled: nobody waits at it, it is not to go, and the deadline
+    of its rest is armed, with the numbers that hold for later ones.
+    """
+    return s.state is S.READY and s.check is not Check.RUNNING and not s.contended
 
 
 def nothing_follows(s: Slot) -> bool:
