@@ -34,6 +34,9 @@ class Upstream:
         self.length: int | None = None
         self._chunks = list(chunks)
 
+    def take(self) -> bytes:
+        return b""
+
     async def receive_some(self) -> bytes:
         if not self._chunks:
             return b""

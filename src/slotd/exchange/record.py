@@ -72,6 +72,7 @@ class RequestRecord(msgspec.Struct):
         return name if kind == "slot" else ""
 
     def elapsed(self) -> float:
+        """Seconds since it began."""
         return trio.current_time() - self.began
 
     def as_dict(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ async def relay_bytes(response: Response, answer: Answer, watch: Watch) -> None:
 
     The head goes out with the first of it: until then nothing has been said.
     """
-    while data := await response.receive_some():
+    # Mostly it has come with its head.
+    while data := response.take() or await response.receive_some():
         if not answer.begun:
             answer.begin(response.status, response.headers.derive(for_client), response.length)
         if (rest := answer.put(data)) is not None:
@@ -44,7 +45,7 @@ async def relay_events(response: Response, answer: Answer, watch: Watch) -> None
     ended = False
     while not ended:
         try:
-            data = await response.receive_some()
+            data = response.take() or await response.receive_some()
         except Broken:
             if gate.clean and not gate.holds and usage.closed():
                 return

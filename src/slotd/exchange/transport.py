@@ -50,6 +50,10 @@ class Response(Protocol):
         """Whether its natural end has come and every byte has been handed out."""
         ...
 
+    def take(self) -> bytes:
+        """Body bytes that have arrived already; may be empty."""
+        ...
+
     async def receive_some(self) -> bytes:
         """Body bytes as they arrive; empty at the natural end. Raises :class:`Broken`."""
         ...
@@ -93,6 +97,9 @@ class _RemoteResponse:
         self.headers = Fields(field for field in received if field[0] != b"content-length")
         self.events = is_events(self.headers)
         self.complete = False
+
+    def take(self) -> bytes:
+        return b""
 
     async def receive_some(self) -> bytes:
         try:

@@ -269,7 +269,7 @@ class SlotActor(Actor[ev.Message | Configure]):
                 if reply is not None:
                     reply.answer(None)
             case fx.Moved(before, after, why):
-                self._moved(before, after, why)
+                self._moved(before, after, why, trio.current_time())
             case fx.Launch(generation):
                 self._launch(generation)
             case fx.Probe(generation):
@@ -399,7 +399,7 @@ class SlotActor(Actor[ev.Message | Configure]):
             # been posted before this grant.
             self.mailbox.post(ev.Release(id))
 
-    def _moved(self, before: SlotState, after: SlotState, why: str) -> None:
+    def _moved(self, before: SlotState, after: SlotState, why: str, now: float) -> None:
         slot = self._slot
         self._bus.publish(
             types.SLOT_TRANSITION,
@@ -408,14 +408,14 @@ class SlotActor(Actor[ev.Message | Configure]):
                 "to": str(after),
                 "why": why,
                 "generation": slot.generation,
-                "t": trio.current_time(),
+                "t": now,
             },
             slot=slot.spec.name,
         )
         if after is SlotState.READY and before is SlotState.WARMING:
             if self._engine is not None:
                 self._digest = self._engine.digest
-                self._drift_seen = trio.current_time()
+                self._drift_seen = now
                 self.children.start_soon(self._engine.watch, slot.spec.liveness_timeout_s)
             self._bus.publish(
                 types.SLOT_LOADED,

@@ -29,7 +29,7 @@ from slotd.slot.turn import IDLE, LEASED, RESTS
 
 __all__ = ["Turnstile"]
 
-Told = Callable[[SlotState, SlotState, str], None]
+Told = Callable[[SlotState, SlotState, str, float], None]
 
 
 class Turnstile:
@@ -139,7 +139,7 @@ class Turnstile:
         self._held[id] = self._last_used = now
         if begins:
             self._since = now
-            self._moved(SlotState.READY, SlotState.SERVING, LEASED)
+            self._moved(SlotState.READY, SlotState.SERVING, LEASED, now)
         if self._looked:
             self._looked = False
             self._changed()
@@ -161,7 +161,7 @@ class Turnstile:
         self._hold_s = average_hold_s(self._hold_s, now - granted)
         if ends:
             self._since = now
-            self._moved(SlotState.SERVING, SlotState.READY, RESTS)
+            self._moved(SlotState.SERVING, SlotState.READY, RESTS, now)
         if self._looked:
             self._looked = False
             self._changed()
