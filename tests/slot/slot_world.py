@@ -197,7 +197,7 @@ class World:
         """Who comes and goes by the turnstile leaves the slot as messages would, and decides nothing."""
         now, told = self.now, list[fx.Moved]()
         turnstile = Turnstile(lambda: now)
-        turnstile.open(self.slot, _lease, lambda *move: told.append(fx.Moved(*move)), lambda: None)
+        turnstile.open(self.slot, _lease, lambda *move: told.append(fx.Moved(*move[:3])), lambda: None)
         by_messages, present, rested = self.slot, list(self.slot.leases), not self.slot.leases
         until = self.slot.deadlines.get(IDLE, math.inf)  # then the actor takes over
 
