@@ -120,7 +120,7 @@ class ResponseReader:
         self.reusable = False
         """Whether, once :attr:`ended`, another request may follow on the same connection."""
         self._method = method
-        self._memo = memo
+        self._memo = memo if method != b"HEAD" else None  # which says of a length that is not there
         self._interim = False
         self._keeps_alive = False
         self._until_eof = False
@@ -144,32 +144,33 @@ class ResponseReader:
         """Take in what the peer sent (not empty). Raises :class:`BadResponse`."""
         if not self.any_bytes:
             self.any_bytes = True
-            if self._recognize(data):
-                return
-            self._parser = httptools.HttpResponseParser(self)
-            self._parse(data)
-            if self.head_done:
-                self._remember(data)
+            self._begin(data)
         elif self._left >= 0:
             self._measure(data, 0)
         else:
             self._parse(data)
 
-    def _recognize(self, data: bytes) -> bool:
-        """Whether ``data`` begins with a head that is known and gives a length; then it has been taken in."""
-        if self._memo is None or self._method == b"HEAD":
-            return False
-        if (end := data.find(_END)) < 0 or (found := self._memo.find(data, end)) is None:
-            return False
-        head, length = found
-        if length is None:
-            return False
-        self.status, self.headers, self.length = head.status, head.headers, length
-        self.events, self.reusable = head.events, head.reusable
-        self.head_done = True
-        self._left = length
-        self._measure(data, end + len(_END))
-        return True
+    def _begin(self, data: bytes) -> None:
+        """Take in what comes first."""
+        end = data.find(_END)
+        known = self._memo.find(data, end) if self._memo is not None and end >= 0 else None
+        if known is not None and (length := known[1]) is not None:
+            head = known[0]
+            self.status, self.headers, self.length = head.status, head.headers, length
+            self.events, self.reusable = head.events, head.reusable
+            self.head_done = True
+            self._left = length
+            self._measure(data, end + len(_END))
+            return
+        self._parser = httptools.HttpResponseParser(self)
+        self._parse(data)
+        if not self.head_done or end < 0:
+            return
+        if known is not None:
+            self.headers = known[0].headers  # what has been worked out of them is there
+        elif self._memo is not None:
+            head = ResponseHead(self.status, self.headers, self.events, self._keeps_alive)
+            self._memo.learn(data, end, len(self._named), self.length, head)
 
     def _measure(self, data: bytes, start: int) -> None:
         """Take in ``data[start:]``, of a body whose length is known."""
@@ -183,16 +184,6 @@ class ResponseReader:
             self._pieces.append(data[start : start + here])
             self._left -= here
         self.ended = not self._left
-
-    def _remember(self, data: bytes) -> None:
-        """The head at the beginning of ``data`` has been parsed."""
-        if self._memo is None or (end := data.find(_END)) < 0:
-            return
-        if self.length is None and (found := self._memo.find(data, end)) is not None:
-            self.headers = found[0].headers  # what has been worked out of them is there
-            return
-        head = ResponseHead(self.status, self.headers, self.events, self._keeps_alive)
-        self._memo.learn(data, end, len(self._named), self.length, head)
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
@@ -284,7 +275,7 @@ class ResponseReader:
                 # an EOF is then a cut and not mistaken for the end.
                 chunked = chunked or b"chunked" in value.lower()
         self.headers = Fields(kept)
-        if self.length is not None and (chunked or is_head or self.status in _BODILESS):
+        if self.length is not None and (chunked or self.status in _BODILESS):
             self._memo = None  # the body is not of this length
         self._until_eof = self.length is None and not chunked
         self.events = kind is not None and b"text/event-stream" in kind.lower()
