@@ -134,11 +134,11 @@ class World:
     def dial(self) -> Peer:
         ours, theirs = tcp_pair()
         theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.nursery.start_soon(self._serve, ClientSocket(theirs, "127.0.0.1"))
+        self.nursery.start_soon(self.serve, ClientSocket(theirs, "127.0.0.1"))
         self.peers.append(Peer(ours))
         return self.peers[-1]
 
-    async def _serve(self, client: ClientSocket) -> None:
+    async def serve(self, client: ClientSocket) -> None:
         self.serving += 1
         try:
             await self.lane.serve(client, self._hand_over)

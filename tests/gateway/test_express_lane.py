@@ -7,12 +7,14 @@ import struct
 
 import pytest
 import trio
-from express_world import PATH, Peer, World, echo, post, with_lane
+from express_world import PATH, Peer, World, echo, post, tcp_pair, with_lane
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from slotd.exchange.inbound import Inbound, Outbound
+from slotd.gateway.express.client import ClientSocket
+from slotd.gateway.express.lane import LAST_HEAD_S, LINGER_S, LOOK_S
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -414,6 +416,21 @@ async def test_half_a_head_does_not_hold_up_a_stop(autojump_clock: MockClock) ->
         assert world.serving == 0
 
     await with_lane(test, server="head_timeout_s = 30")
+
+
+async def test_nor_does_one_that_was_here_before_anybody_looked(autojump_clock: MockClock) -> None:
+    async def test(world: World) -> None:
+        ours, theirs = tcp_pair()
+        ours.sendall(post(b"1")[:20])
+        client = ClientSocket(theirs)
+        with ours:
+            assert await client.receive()
+            world.lane.stop()
+            began = trio.current_time()
+            await world.serve(client)
+        assert trio.current_time() - began <= LAST_HEAD_S + LOOK_S + LINGER_S
+
+    await with_lane(test)
 
 
 async def test_half_an_answer_ends_its_connection() -> None:

@@ -12,6 +12,7 @@ import trio.testing
 
 from slotd.gateway.express.client import ClientSocket
 from slotd.gateway.express.listener import BURST, RawListener
+from slotd.gateway.server import listen
 
 
 @pytest.fixture
@@ -35,13 +36,23 @@ def end(theirs: list[socket.socket], ours: list[ClientSocket]) -> None:
         client.close()
 
 
-async def test_who_comes_is_known_and_sent_to_without_delay(server: socket.socket) -> None:
+async def test_who_comes_is_known(server: socket.socket) -> None:
     listener = RawListener(server)
     with connected(server), trio.fail_after(5):
         client = await listener.accept()
     assert client.peer == "127.0.0.1"
-    assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     client.close()
+
+
+async def test_who_comes_before_anybody_accepts_is_sent_to_without_delay() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        listen(server)
+        server.setblocking(False)
+        with connected(server), trio.fail_after(5):
+            client = await RawListener(server).accept()
+        assert client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        client.close()
 
 
 async def test_a_burst_is_accepted_whole_with_what_it_has_sent(server: socket.socket) -> None:

@@ -327,6 +327,34 @@ async def test_a_deadline_that_has_come_is_before_who_comes(autojump_clock: Mock
     await resting(test)
 
 
+async def test_nobody_passes_while_a_message_is_on_its_way(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        house.backend.flags = ("--other",)
+        await trio.sleep(6)
+        assert house.slots.take("chat", "first") is not None
+        house.slots.release("chat", "first")  # by which the actor finds the change, and tells itself
+        assert house.slots.take("chat", "late") is None
+        await house.wait_state(S.UNLOADING)
+        assert isinstance(await house.use("next"), Lease)
+        assert house.slots.take("chat", "after") is not None, "it is open again"
+
+    await resting(test)
+
+
+async def test_and_one_that_the_loop_has_handled_is_on_its_way_no_more(autojump_clock: MockClock) -> None:
+    async def test(house: House) -> None:
+        actor = house.slots._entries["chat"].actor
+        assert actor is not None
+        actor._armed = trio.current_time()  # as if a deadline had just come
+        house.slots.release("chat", "nobody's")
+        assert house.slots.take("chat", "early") is None
+        await wait_all_tasks_blocked()
+        assert house.slots.take("chat", "lone") is not None
+        house.slots.release("chat", "lone")
+
+    await resting(test)
+
+
 async def test_what_is_started_otherwise_now_is_found_though_nobody_asks(autojump_clock: MockClock) -> None:
     async def test(house: House) -> None:
         house.backend.flags = ("--other",)

@@ -117,6 +117,7 @@ def test_a_memo_knows_what_is_the_same_but_for_the_length() -> None:
         b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 304 Fresh\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"HTTP/1.1 103 Early\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     ],
 )
 def test_a_memo_does_not_learn_a_length_that_is_not_that_of_the_body(taught: bytes) -> None:
@@ -132,6 +133,26 @@ def test_a_memo_does_not_learn_a_length_that_is_not_that_of_the_body(taught: byt
     reader = ResponseReader(b"POST", max_head_bytes=4096, memo=memo)
     reader.feed(OK[:-2])
     assert not reader.ended, "a HEAD's head says nothing of what a POST gets"
+
+
+def chunked(*headers: bytes, before: bytes = b"") -> bytes:
+    lines = b"".join(line + b"\r\n" for line in (b"Transfer-Encoding: chunked", *headers))
+    return before + b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n1\r\nx\r\n0\r\n\r\n"
+
+
+def test_the_fields_of_a_stream_are_kept_though_it_has_to_be_parsed() -> None:
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    first, again = read_whole(chunked(b"A: b"), memo), read_whole(chunked(b"A: b"), memo)
+    assert (again.take(), again.reusable) == (b"x", True)
+    assert again.headers is first.headers
+
+
+@pytest.mark.parametrize("before", [b"\r\n\r\n", b"HTTP/1.1 103 Early\r\nA: b\r\nC: d\r\n\r\n"])
+def test_what_stands_before_a_head_is_not_taken_for_it(before: bytes) -> None:
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    for value in (b"one", b"two"):
+        reader = read_whole(chunked(b"A: " + value, before=before), memo)
+        assert reader.headers[-1] == (b"a", value)
 
 
 def read_whole(raw: bytes, memo: HeadMemo[ResponseHead]) -> ResponseReader:
@@ -186,9 +207,13 @@ def test_response_cut_short_is_not_an_end(name: str, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize("surplus", [b"x", b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"\0" * 100])
 @pytest.mark.parametrize("name", ["length", "chunked", "204", "304", "close", "head"])
-def test_surplus_bytes_spoil_reuse_but_not_the_answer(name: str, surplus: bytes) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_surplus_bytes_spoil_reuse_but_not_the_answer(known: bool, name: str, surplus: bytes) -> None:
     case = CASES[name]
-    reader = ResponseReader(case.method, max_head_bytes=4096)
+    memo: HeadMemo[ResponseHead] = HeadMemo()
+    if known:
+        ResponseReader(case.method, max_head_bytes=4096, memo=memo).feed(case.raw)
+    reader = ResponseReader(case.method, max_head_bytes=4096, memo=memo)
     reader.feed(case.raw + surplus)
     assert reader.ended
     assert (reader.status, reader.take()) == (case.status, case.body)

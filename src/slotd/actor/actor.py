@@ -42,6 +42,11 @@ class Actor(Generic[M]):
     def name(self) -> str:
         return self.mailbox.name
 
+    @property
+    def expects(self) -> bool:
+        """Whether a message is on its way to the loop, which has left the mailbox and not been handled."""
+        return self._awaited
+
     def started(self) -> None:
         """Called once, when the mailbox is open and children may be started."""
 
@@ -125,6 +130,7 @@ class Actor(Generic[M]):
                     message = await self.mailbox.receive()
                 finally:
                     self._resting = False
+                self._awaited = False
                 if self._crash is None:
                     self.handle(message)
             if self._crash is not None:

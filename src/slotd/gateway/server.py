@@ -26,7 +26,7 @@ from slotd.gateway.farewell import farewell
 from slotd.gateway.http1 import Connection, HttpConfig
 from slotd.settings import Settings
 
-__all__ = ["BindFailed", "Stopping", "bind", "run_server"]
+__all__ = ["BindFailed", "Stopping", "bind", "listen", "run_server"]
 
 FLUSH_S, FLUSH_AT_ONCE_S = 1.0, 0.3
 """How long the last words of requests that are ended may take to be sent, and that in a hurry."""
@@ -108,6 +108,12 @@ async def _end(connections: trio.CancelScope, stopping: Stopping, settings: Snap
     connections.deadline = min(connections.deadline, trio.current_time() + FLUSH_AT_ONCE_S)
 
 
+def listen(sock: socket.socket) -> None:
+    """Let clients come. Their connections are made like ``sock`` is then, accepted or not."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.listen(BACKLOG)
+
+
 async def _close(client: ClientSocket) -> None:
     client.close()  # no checkpoint: nothing follows
 
@@ -133,7 +139,7 @@ async def run_server(
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None
-    sock.listen(BACKLOG)
+    listen(sock)
     sock = socket.socket(fileno=sock.detach())
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 

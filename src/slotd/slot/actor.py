@@ -236,7 +236,7 @@ class SlotActor(Actor[ev.Message | Configure]):
 
     def _let_pass(self) -> None:
         """Leave the slot to its turnstile, if there is nothing to decide, and show what has become of it."""
-        if passes_freely(self._slot) and self.mailbox.is_empty:
+        if passes_freely(self._slot) and self.mailbox.is_empty and not self.expects:
             look_at = self._drift_seen + DRIFT_LOOK_S
             self._turnstile.open(self._slot, self._lease, self._moved, self._show, look_at)
         self._publish()

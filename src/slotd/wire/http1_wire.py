@@ -152,7 +152,8 @@ class ResponseReader:
 
     def _begin(self, data: bytes) -> None:
         """Take in what comes first."""
-        end = data.find(_END)
+        # Behind empty lines, which the parser passes over, the first such end is not the head's.
+        end = data.find(_END) if data.startswith(b"HTTP/") else -1
         known = self._memo.find(data, end) if self._memo is not None and end >= 0 else None
         if known is not None and (length := known[1]) is not None:
             head = known[0]

@@ -147,6 +147,8 @@ class Lane:
         patience_s = server.head_timeout_s
         if not (received or fresh):
             patience_s = max(KEEP_ALIVE_S, patience_s + 1)
+        if self._stopping:
+            patience_s = min(patience_s, LAST_HEAD_S)
         client.read_by = trio.current_time() + patience_s
         self._reading[client] = None
         try:

@@ -17,11 +17,10 @@ BURST = 16
 
 
 class RawListener(trio.abc.Listener[ClientSocket]):
-    """A listening socket, not owned: whoever made it closes it. What it accepts sends without delay."""
+    """A listening socket, not owned: whoever made it closes it, and has set what connections inherit."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which accepted ones inherit
         self._waiting = select.poll()  # tells of others more cheaply than waiting for them does
         self._waiting.register(sock, select.POLLIN)
         self._burst = 0
