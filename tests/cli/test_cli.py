@@ -184,6 +184,9 @@ def test_logs_and_events(server: SlotdProcess) -> None:
     logs = slotd("logs", "chat", url=server.url)
     assert logs.returncode == 0, logs.stderr
     assert "fake engine listening" in logs.stdout
+    silent = slotd("logs", "embed", url=server.url)
+    assert (silent.returncode, silent.stdout) == (0, "")
+    assert "slot 'embed' has written nothing" in silent.stderr
     events = slotd("events", url=server.url)
     assert events.returncode == 0, events.stderr
     assert "slot.transition chat offline -> starting" in events.stdout

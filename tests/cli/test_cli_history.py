@@ -95,10 +95,23 @@ def test_events_are_one_line_each_and_can_be_narrowed(server: SlotdProcess) -> N
     (one,) = slotd("events", "-n", "1", "--kind", "slot.fault", "--json", url=server.url).stdout.splitlines()
     event = json.loads(one)
     assert (event["kind"], event["slot"], event["reason"]) == ("slot.fault", "broken", "exited_during_load")
-    assert slotd("events", "--since", "2999-01-01", url=server.url).stdout == ""
+    later = slotd("events", "--since", "2999-01-01", url=server.url)
+    assert (later.stdout, later.stderr) == ("", "nothing is kept that matches\n")
     refused = slotd("events", "--since", "yesterday", url=server.url)
     assert refused.returncode == 1
     assert "request.invalid" in refused.stderr
+
+
+def test_names_that_there_are_not_are_told(server: SlotdProcess) -> None:
+    none = slotd("events", "--kind", "slot.faults", "--slot", "brokn", url=server.url)
+    assert (none.returncode, none.stdout) == (0, "")
+    assert "no kind of event is called 'slot.faults'; there are slot.fault" in none.stderr
+    assert "there is no slot 'brokn' now; slots: broken" in none.stderr
+    odd = slotd("events", "--kind", "zzz", url=server.url).stderr
+    assert "arbiter.denied" in odd
+    assert "server.stopping" in odd
+    known = slotd("events", "--kind", "arbiter", "--slot", "broken", url=server.url)
+    assert known.stderr == "nothing is kept that matches\n", "there are such, and there have been none"
 
 
 def test_events_can_be_followed(server: SlotdProcess) -> None:

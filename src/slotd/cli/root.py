@@ -236,7 +236,10 @@ def logs(
     api = Api(url)
     try:
         if not follow:
-            sys.stdout.write(api.text(f"/api/slots/{name}/logs"))
+            text = api.text(f"/api/slots/{name}/logs")
+            sys.stdout.write(text)
+            if not text:
+                err.print(f"slot {name!r} has written nothing since slotd began", style="dim")
             return
         with api.stream(f"/api/slots/{name}/logs", follow="1") as lines:
             for line in lines:

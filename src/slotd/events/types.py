@@ -22,6 +22,7 @@ __all__ = [
     "ARBITER_WAITING",
     "CONFIG_REFUSED",
     "CONFIG_RELOADED",
+    "KINDS",
     "REQUEST_FINISHED",
     "REQUEST_REPLAYED",
     "REQUEST_STARTED",
@@ -142,3 +143,6 @@ SERVER_STARTED = "server.started"
 
 SERVER_STOPPING = "server.stopping"
 """A graceful stop has begun."""
+
+KINDS = frozenset(value for name, value in tuple(globals().items()) if name.isupper() and "." in str(value))
+"""All of them."""
