@@ -38,12 +38,11 @@ journal has them all."""
 GAPS_EVERY_S = 1.0
 """How often, at most, the log says that it could not keep up."""
 
+_NARROWED = {types.REQUEST_FINISHED: lambda event: says("info")}
+"""Which of them take room: none that the log would leave out anyway."""
+
 _SHOWN = ("id", "path", "model", "target", "status", "outcome", "error", "tokens_out")
 """What of a request's record."""
-
-
-def _is_told(event: Event) -> bool:
-    return event.kind != types.REQUEST_FINISHED or says("info")
 
 
 class Narrator:
@@ -59,7 +58,7 @@ class Narrator:
     async def run(self) -> NoReturn:
         """Tell what happens until cancelled; then what is left is told, without waiting."""
         with self._bus.subscribe(
-            max_buffered=self._room, kinds=NARRATED, match=_is_told, lasting=True
+            max_buffered=self._room, kinds=NARRATED, match=_NARROWED, lasting=True
         ) as events:
             try:
                 while True:

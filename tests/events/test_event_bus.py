@@ -27,14 +27,14 @@ async def rest(subscription: Subscription) -> list[int | Gap]:
 # --- publishing ----------------------------------------------------------------------
 
 
-def test_an_event_is_numbered_and_stamped() -> None:
+def test_an_event_is_numbered_stamped_and_frozen() -> None:
     events = bus()
     first = events.publish("slot.transition", {"to": "ready"}, slot="chat")
     assert first == Event(1, 1_700_000_000.5, "slot.transition", "chat", {"to": "ready"})
     assert events.publish("tick", {}).seq == 2
     assert events.last_seq == 2
     with pytest.raises(AttributeError):
-        first.seq = 7  # type: ignore[misc] # likewise
+        first.seq = 7  # type: ignore[misc] # that it cannot be done is the test
     assert len({first, first}) == 1
 
 
@@ -203,6 +203,39 @@ async def test_kinds_select_in_the_replay_and_live() -> None:
             assert await rest(some) == [1, 3, 5, 7]
             assert await rest(others) == [4, 6]
             assert await rest(late) == [7]
+
+
+async def test_a_mapping_has_a_match_for_some_kinds_and_the_others_are_read_whole() -> None:
+    events = bus()
+    only_a = {"tick": lambda e: e.slot == "a", "noise": lambda e: False}
+
+    def say() -> None:
+        events.publish("tick", {}, slot="a")
+        events.publish("tick", {}, slot="b")
+        events.publish("noise", {})
+        events.publish("other", {})
+
+    say()
+    with (
+        events.subscribe(after=0, match=only_a) as all_kinds,
+        events.subscribe(kinds={"tick"}, match=only_a) as ticks,
+    ):
+        say()
+        events.close()
+        assert await rest(all_kinds) == [1, 4, 5, 8]
+        assert await rest(ticks) == [5]
+
+
+async def test_a_replay_that_is_narrowed_takes_no_more_room_than_it_needs() -> None:
+    events = bus()
+    for slot in ("a", "b", "b"):
+        events.publish("tick", {}, slot=slot)
+    with events.subscribe(after=0, max_buffered=1, match=lambda e: e.slot == "a") as reader:
+        for _ in range(2):
+            events.publish("tick", {}, slot="a")
+        events.publish("tick", {}, slot="a")
+        events.close()
+        assert await rest(reader) == [Gap(2, 5), 5, 6]
 
 
 # --- many at once ----------------------------------------------------------------------

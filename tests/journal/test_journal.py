@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotd.errors import JournalUnavailable
-from slotd.events import Event, EventBus, Gap, types
+from slotd.events import Event, EventBus, Subscription, types
 from slotd.journal import journal as journal_module
-from slotd.journal.entries import GAP, MAX_DATA_BYTES, encode, entry_of, keeps
+from slotd.journal.entries import GAP, MAX_DATA_BYTES, NARROWED, encode
 from slotd.journal.journal import Journal
 from slotd.journal.store import Store
 
@@ -188,18 +189,20 @@ async def test_what_comes_too_fast_is_counted_and_noted(tmp_path: Path) -> None:
     await with_journal(tmp_path / "j", test, queue=10)
 
 
-async def test_progress_and_coming_and_going_of_requests_are_left_out() -> None:
-    bus = EventBus(10)
+async def test_progress_and_coming_and_going_of_requests_are_left_out(tmp_path: Path) -> None:
+    left_out = ("ready", "serving"), ("serving", "ready"), ("ready", "idle"), ("idle", "serving")
+    kept = ("warming", "ready"), ("serving", "error")
 
-    def kept(kind: str, **data: Any) -> bool:
-        return keeps(bus.publish(kind, data, slot="chat"))
+    async def test(journal: Journal, bus: EventBus) -> None:
+        bus.publish(types.SLOT_PULL_PROGRESS, {"done_bytes": 1}, slot="chat")
+        for pair in (*left_out, *kept):
+            bus.publish(types.SLOT_TRANSITION, dict(zip(("from", "to"), pair, strict=True)), slot="chat")
+        bus.publish(types.SLOT_STOPPED, {}, slot="chat")
+        told = await journal.events()
+        assert [(e.data["from"], e.data["to"]) for e in told[:-1]] == list(kept)
+        assert told[-1].kind == types.SLOT_STOPPED
 
-    assert not kept(types.SLOT_PULL_PROGRESS, done_bytes=1)
-    for pair in (("ready", "serving"), ("serving", "ready"), ("ready", "idle"), ("idle", "serving")):
-        assert not kept(types.SLOT_TRANSITION, **dict(zip(("from", "to"), pair, strict=True)))
-    assert kept(types.SLOT_TRANSITION, **{"from": "warming", "to": "ready"})
-    assert kept(types.SLOT_TRANSITION, **{"from": "serving", "to": "error"})
-    assert kept(types.REQUEST_FINISHED)
+    await with_journal(tmp_path / "j", test)
 
 
 async def test_the_end_is_kept_after_the_bus_has_closed(tmp_path: Path) -> None:
@@ -365,7 +368,7 @@ def test_anything_can_be_kept(data: dict[str, Any]) -> None:
 
 
 def test_an_event_without_a_shape_does_no_harm() -> None:
-    assert keeps(Event(1, 0.0, types.SLOT_TRANSITION, None, {}))
+    assert NARROWED[types.SLOT_TRANSITION](Event(1, 0.0, types.SLOT_TRANSITION, None, {}))
 
 
 # --- requests that were under way when a run ended without a word -------------------------------
@@ -377,9 +380,9 @@ def begun(id: str, began: float = 1000.0) -> dict[str, Any]:
 
 async def killed(path: Path, *batches: list[Event], max_requests: int = 10) -> None:
     """A run that wrote these batches and then was no more."""
-    store = Store(path, 10, max_requests)
+    store = Store(path, 10, max_requests, "one")
     for batch in batches:
-        store.append([entry_of(e, "one", 0.0) for e in batch])
+        store.append(batch)
     store.close()
 
 
@@ -425,18 +428,19 @@ async def test_what_was_under_way_when_a_run_was_killed_is_lost(tmp_path: Path) 
 
 async def test_after_a_gap_nothing_is_said_of_what_may_have_ended_in_it(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    store = Store(path, 10, 10)
-    store.append([entry_of(event(1, types.REQUEST_STARTED, begun("a")), "one", 0.0)])
-    later = (
-        entry_of(Gap(5, 7), "one", 0.0),
-        entry_of(event(7, types.REQUEST_STARTED, begun("b")), "one", 0.0),
+    await killed(
+        path,
+        [event(1, types.REQUEST_STARTED, begun("a"))],
+        [
+            event(2, types.REQUEST_STARTED, begun("b")),
+            event(6, GAP, {"missed": 4}),
+            event(7, types.REQUEST_STARTED, begun("c")),
+        ],
     )
-    store.append(later)
-    store.close()
-    store = Store(path, 10, 10)
-    store.append([entry_of(event(1, types.SERVER_STARTED, {}), "two", 0.0)])
-    assert store.requests("a", 10) == []
-    assert [k.record["outcome"] for k in store.requests("b", 10)] == ["lost"]
+    store = Store(path, 10, 10, "two")
+    store.append([event(1, types.SERVER_STARTED, {})])
+    assert store.requests("a", 10) == store.requests("b", 10) == []
+    assert [k.record["outcome"] for k in store.requests("c", 10)] == ["lost"]
     store.close()
 
 
@@ -451,6 +455,69 @@ async def test_a_request_that_begins_and_ends_at_once_is_written_once(tmp_path: 
     assert counts == [0, 1, 0]
 
 
+async def test_what_is_written_once_more_is_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    first = [
+        event(1, types.REQUEST_STARTED, begun("over")),
+        event(2, types.REQUEST_FINISHED, record("over", 1000.0)),
+        event(3, types.SLOT_FAULT, {"n": 3}),
+        event(4, types.REQUEST_STARTED, begun("long")),
+    ]
+    later = [*first, event(5, types.SLOT_FAULT, {"n": 5}), event(6, types.REQUEST_FINISHED, record("long"))]
+    # By who is not told how it went, and then by who has to open the file anew.
+    await killed(path, first, first, later)
+    await killed(path, later)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT seq FROM events ORDER BY n").fetchall() == [(3,), (5,)]
+        assert db.execute("SELECT seq FROM requests ORDER BY n").fetchall() == [(2,), (6,)]
+        assert db.execute("SELECT count(*) FROM live").fetchone() == (0,)
+
+
+async def test_what_is_being_written_at_the_end_is_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, ended = threading.Event(), threading.Event()
+
+    async def test(journal: Journal, bus: EventBus) -> None:
+        append, finish = journal._store.append, journal._finish
+
+        def slow(events: Sequence[Event]) -> None:
+            append(events)
+            written.set()
+            ended.wait(GUARD_S)
+
+        async def last(events: Subscription) -> None:
+            bus.publish(types.SLOT_STOPPED, {}, slot="chat")
+            ended.set()  # the one that was left behind
+            await finish(events)
+
+        monkeypatch.setattr(journal._store, "append", slow)
+        monkeypatch.setattr(journal, "_finish", last)
+        bus.publish(types.SLOT_FAULT, {}, slot="chat")
+        await trio.to_thread.run_sync(written.wait, GUARD_S)
+
+    await with_journal(tmp_path / "j", test)
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        kinds = db.execute("SELECT kind FROM events ORDER BY n").fetchall()
+    assert kinds == [(types.SLOT_FAULT,), (types.SLOT_STOPPED,)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 63, 64, 65, 200])
+async def test_every_one_of_a_batch_is_kept_in_its_order(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "j"
+    finished = [event(n, types.REQUEST_FINISHED, record(f"r{n}", float(n))) for n in range(1, count + 1)]
+    faults = [event(count + n, types.SLOT_FAULT, {"n": n}) for n in range(1, count + 1)]
+    store = Store(path, 1000, 1000, "one")
+    store.append([*finished, *faults])
+    told = store.events(limit=1000)
+    assert [e.seq for e in told] == list(range(1, 2 * count + 1))
+    assert [e.data.get("id", e.data.get("n")) for e in told] == [
+        *(f"r{n}" for n in range(1, count + 1)),
+        *range(1, count + 1),
+    ]
+    store.close()
+
+
 async def test_without_requests_none_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "j"
     await killed(path, [event(1, types.REQUEST_STARTED, begun("a"))], max_requests=0)
@@ -463,7 +530,7 @@ async def test_a_file_of_before_gets_what_it_lacks(tmp_path: Path) -> None:
     await killed(path, [event(1, types.REQUEST_FINISHED, record("a"))])
     with closing(sqlite3.connect(path)) as db:
         db.execute("DROP TABLE live")
-    store = Store(path, 10, 10)
-    store.append([entry_of(event(1, types.REQUEST_STARTED, begun("b")), "two", 0.0)])
+    store = Store(path, 10, 10, "two")
+    store.append([event(1, types.REQUEST_STARTED, begun("b"))])
     assert len(store.requests("a", 10)) == 1
     store.close()

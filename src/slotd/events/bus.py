@@ -16,6 +16,8 @@ __all__ = ["EventBus", "Subscription"]
 
 Match = Callable[[Event], bool]
 
+_Readers = tuple[tuple["Subscription", Match | None], ...]
+
 
 class EventBus:
     """What happened, numbered, the newest ``buffer`` events kept for latecomers.
@@ -32,7 +34,7 @@ class EventBus:
         self._last_seq = 0
         self._closed = False
         self._subscriptions: dict[Subscription, None] = {}  # a set that keeps its order
-        self._readers: dict[str, tuple[Subscription, ...]] = {}  # by kind, as far as known
+        self._readers: dict[str, _Readers] = {}  # by kind, as far as known
 
     @property
     def last_seq(self) -> int:
@@ -46,14 +48,17 @@ class EventBus:
         :meth:`close` the event is still numbered and kept, so that actors may
         report their own end; only lasting readers are left to see it.
         """
-        self._last_seq += 1
-        event = Event(self._last_seq, self._clock(), kind, slot, data)
+        self._last_seq = seq = self._last_seq + 1
+        event = Event(seq, self._clock(), kind, slot, data)
         self._ring.append(event)
         readers = self._readers.get(kind)
         if readers is None:
-            readers = self._readers[kind] = tuple(s for s in self._subscriptions if s.reads(kind))
-        for subscription in readers:
-            subscription._offer(event)
+            readers = self._readers[kind] = tuple(
+                (s, s._match_of(kind)) for s in self._subscriptions if s._reads(kind)
+            )
+        for subscription, match in readers:
+            if match is None or subscription._wants(match, event):
+                subscription._offer(event)
         return event
 
     def subscribe(
@@ -62,7 +67,7 @@ class EventBus:
         after: int | None = None,
         max_buffered: int = 256,
         kinds: Collection[str] | None = None,
-        match: Match | None = None,
+        match: Match | Mapping[str, Match] | None = None,
         lasting: bool = False,
     ) -> Subscription:
         """Read events from now on, or those after number ``after``, as far as they are kept.
@@ -76,7 +81,8 @@ class EventBus:
         that falls further behind loses the oldest and gets a :class:`Gap` in
         their place. ``kinds`` and ``match`` select what is read, and only that
         takes room; ``match`` must be quick and pure, and ``kinds`` cost nothing
-        when others are published. What left the ring before this call can no
+        when others are published. A mapping has a match for each kind that is
+        not read whole, and costs nothing for the others. What left the ring before this call can no
         longer be matched and is counted whole. A ``lasting`` one goes on after
         :meth:`close`: it is for who records the end, and whoever reads it must
         know when to leave.
@@ -89,11 +95,7 @@ class EventBus:
             seen = after if 0 <= after <= self._last_seq else 0
             oldest = self._last_seq - len(self._ring) + 1
             missed = max(0, oldest - seen - 1)
-            replay = [
-                e
-                for e in self._ring
-                if e.seq > seen and (kinds is None or e.kind in kinds) and (match is None or match(e))
-            ]
+            replay = [e for e in self._ring if e.seq > seen]
         subscription = Subscription(self, replay, missed, max_buffered, kinds, match, lasting)
         if self._closed and not lasting:
             subscription._end()
@@ -127,26 +129,22 @@ class Subscription:
         missed: int,
         max_buffered: int,
         kinds: Collection[str] | None,
-        match: Match | None,
+        match: Match | Mapping[str, Match] | None,
         lasting: bool = False,
     ) -> None:
         self.lasting = lasting
         self._bus = bus
-        self._buffer = deque(replay)
-        # The replay, which the ring bounds, must not be lost to what comes
-        # while it is being read.
-        self._room = len(replay) + max_buffered
-        self._missed = missed
         self._kinds = kinds
         self._match = match
+        self._buffer = deque(e for e in replay if self._selects(e))
+        # The replay, which the ring bounds, must not be lost to what comes
+        # while it is being read.
+        self._room = len(self._buffer) + max_buffered
+        self._missed = missed
         self._ended = False
         self._error: Exception | None = None
         self._waiting: trio.Event | None = None
-        self._enough = 1  # so many wake who waits
-
-    def reads(self, kind: str) -> bool:
-        """Whether it reads events of this kind, if they match."""
-        return self._kinds is None or kind in self._kinds
+        self._alert = self._room + 1  # with so many buffered there is something to do
 
     def close(self) -> None:
         """End the iteration now and drop what is buffered. Synchronous, idempotent."""
@@ -205,19 +203,19 @@ class Subscription:
     async def _wait_for(self, number: int) -> None:
         """Until so many are there, or no more will come."""
         while not (self._ended or self._missed or len(self._buffer) >= number):
-            self._enough = number
-            try:
-                await self._wait()
-            finally:
-                self._enough = 1
+            await self._wait(number)
 
     def drain(self, limit: int) -> list[Event | Gap]:
         """What is there now, oldest first, ``limit`` at most. Synchronous."""
         found: list[Event | Gap] = []
         if self._missed and limit > 0 and (gap := self._take()) is not None:
             found.append(gap)
-        buffer = self._buffer
-        found += [buffer.popleft() for _ in range(min(len(buffer), limit - len(found)))]
+        buffer, room = self._buffer, limit - len(found)
+        if len(buffer) <= room:
+            found += buffer
+            buffer.clear()
+        else:
+            found += [buffer.popleft() for _ in range(room)]
         return found
 
     def _take(self) -> Event | Gap | None:
@@ -228,33 +226,48 @@ class Subscription:
             return gap
         return self._buffer.popleft() if self._buffer else None
 
-    async def _wait(self) -> None:
+    async def _wait(self, enough: int = 1) -> None:
+        """Until ``enough`` are buffered, the oldest had to make room, or no more will come."""
         if self._waiting is not None:
             raise trio.BusyResourceError("another task is reading this subscription")
         self._waiting = trio.Event()
+        self._alert = min(self._alert, enough)
         try:
             await self._waiting.wait()
         finally:
             self._waiting = None
+            self._alert = self._room + 1
 
-    def _offer(self, event: Event) -> None:
+    def _reads(self, kind: str) -> bool:
+        """Whether it reads events of this kind, if they match."""
+        return self._kinds is None or kind in self._kinds
+
+    def _match_of(self, kind: str) -> Match | None:
+        """What an event of this kind has to pass, if it has to."""
+        return self._match.get(kind) if isinstance(self._match, Mapping) else self._match
+
+    def _selects(self, event: Event) -> bool:
+        match = self._match_of(event.kind)
+        return self._reads(event.kind) and (match is None or match(event))
+
+    def _wants(self, match: Match, event: Event) -> bool:
         try:
-            if self._match is not None and not self._match(event):
-                return
+            return match(event)
         except Exception as exc:
             # A reader's mistake is the reader's: the publisher is an actor
             # that would crash of it.
             self._error = exc
             self._end()
-            return
+            return False
+
+    def _offer(self, event: Event) -> None:
         buffer = self._buffer
         buffer.append(event)
-        number = len(buffer)
-        if number > self._room:
-            buffer.popleft()
-            self._missed += 1
-        if self._waiting is not None and (number >= self._enough or self._missed):
-            self._waiting.set()
+        if len(buffer) >= self._alert:
+            if len(buffer) > self._room:
+                buffer.popleft()
+                self._missed += 1
+            self._wake()
 
     def _end(self) -> None:
         """Nothing more will come; what is buffered may still be read."""

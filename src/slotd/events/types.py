@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-class Event(msgspec.Struct, frozen=True):
-    """Something that happened. ``data`` is read-only: all readers share it.
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened. ``data`` is read-only, and plain: nothing in it leads back to the event.
 
     ``seq`` numbers the events of one run of slotd from 1, without holes.
     ``time`` is seconds since the epoch on the wall clock, for people: it may

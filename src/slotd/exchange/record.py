@@ -243,9 +243,10 @@ class UsageTail:
         into: int | None = None
         out: int | None = None
         tail = self._join()
-        # Where they are told, in all dialects; looking at what is before takes longer than all the rest.
-        usage = max(tail.find(b'"usage"'), 0)
-        for kind, number in self._USED.findall(tail, usage):
+        # No count begins earlier than the longest of their names allows, so what is before is not searched.
+        if (found := tail.find(b'_tokens"')) < 0:
+            return into, out
+        for kind, number in self._USED.findall(tail, max(found - len(b'"completion'), 0)):
             if kind in (b"prompt", b"input"):
                 into = int(number)
             else:

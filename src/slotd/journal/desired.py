@@ -30,9 +30,8 @@ FINAL_S = 1.0
 WATCHED = frozenset({types.SLOT_LOADED, types.SLOT_TRANSITION, types.SERVER_STOPPING})
 
 
-def matters(event: Event) -> bool:
-    """Not how a slot comes and goes between busy and idle: it does so with every request."""
-    return event.kind != types.SLOT_TRANSITION or event.data.get("to") == "offline"
+NARROWED = {types.SLOT_TRANSITION: lambda event: event.data.get("to") == "offline"}
+"""Not how a slot comes and goes between busy and idle: it does so with every request."""
 
 
 _Name = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -89,7 +88,7 @@ class DesiredState:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the events until the bus is closed, and write what changes, until cancelled."""
         # The reader never waits for the disk, so its buffer only has to hold one turn of the loop.
-        with self._bus.subscribe(max_buffered=4096, kinds=WATCHED, match=matters) as events:
+        with self._bus.subscribe(max_buffered=4096, kinds=WATCHED, match=NARROWED) as events:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_changes)
                 task_status.started()

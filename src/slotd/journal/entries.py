@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from slotd.events import Event, Gap, types
+from slotd.events import Event, types
 
-__all__ = ["GAP", "LOST", "Entry", "KeptRequest", "encode", "entry_of", "keeps"]
+__all__ = ["GAP", "LOST", "NARROWED", "Entry", "KeptRequest", "encode"]
 
 LOST = "lost"
 """Outcome of a request that was under way when slotd ended without a word."""
@@ -21,7 +21,6 @@ GAP = "journal.gap"
 MAX_DATA_BYTES = 16 << 10
 """Longer fields are shortened: clients and engines write some of what is in them."""
 
-_json = msgspec.json.Encoder(enc_hook=str)
 _SHORT_CHARS = 400
 _SHORT_ITEMS = 30
 _UP = frozenset({"ready", "serving", "idle"})
@@ -35,7 +34,7 @@ class Entry(msgspec.Struct, frozen=True):
     time: float
     kind: str
     slot: str | None
-    data: Mapping[str, Any]
+    data: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """As ``/api/events`` shows events, and with kind and run."""
@@ -52,36 +51,40 @@ class KeptRequest:
     events: tuple[Entry, ...]
 
 
-def keeps(event: Event) -> bool:
-    """Whether an event belongs into the journal.
-
-    Not how far a download is, and not that a slot that is up has something to
-    do or nothing: the requests tell that, and it would drive out what matters.
-    """
-    if event.kind == types.SLOT_TRANSITION:
-        return not (event.data.get("from") in _UP and event.data.get("to") in _UP)
-    return event.kind != types.SLOT_PULL_PROGRESS
+def _is_news(transition: Event) -> bool:
+    """Not that a slot that is up has something to do or nothing: the requests tell that."""
+    return not (transition.data.get("from") in _UP and transition.data.get("to") in _UP)
 
 
-def entry_of(item: Event | Gap, run: str, now: float) -> Entry:
-    """What is kept of what the bus told. A gap bears the number of the last event that it swallowed."""
-    if isinstance(item, Gap):
-        return Entry(run, item.next_seq - 1, now, GAP, None, {"missed": item.missed})
-    return Entry(run, item.seq, item.time, item.kind, item.slot, item.data)
+NARROWED: Mapping[str, Callable[[Event], bool]] = {
+    types.SLOT_TRANSITION: _is_news,
+    types.SLOT_PULL_PROGRESS: lambda event: False,
+}
+"""What of some kinds belongs into the journal; the others do as a whole.
+
+Of how far a download is there is too much: it would drive out what matters.
+"""
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 def encode(data: Mapping[str, Any]) -> str:
     """JSON of ``data``, at most about :data:`MAX_DATA_BYTES` long. Never fails."""
     try:
-        text = _json.encode(data)
+        text = _encode(data)
         if len(text) > MAX_DATA_BYTES:
-            text = _json.encode(_shortened(data))
+            text = _encode(_shortened(data))
         if len(text) <= MAX_DATA_BYTES:
             return text.decode()
         why = f"{len(text)} bytes"
     except (TypeError, ValueError, RecursionError) as error:
         why = ascii(error)[:_SHORT_CHARS]
-    return msgspec.json.encode({"not_kept": why}).decode()
+    return _encode({"not_kept": why}).decode()
 
 
 def _shortened(value: Any) -> Any:

@@ -14,7 +14,7 @@ import trio
 
 from slotd.errors import JournalUnavailable
 from slotd.events import Event, EventBus, Gap, Subscription
-from slotd.journal.entries import Entry, KeptRequest, entry_of, keeps
+from slotd.journal.entries import GAP, NARROWED, Entry, KeptRequest
 from slotd.journal.store import Store, is_broken
 
 __all__ = ["Journal"]
@@ -24,7 +24,7 @@ T = TypeVar("T")
 log = structlog.get_logger("slotd")
 
 BATCH = 1024
-"""So many entries are written at once, at most."""
+"""So many events are written at once, at most."""
 
 BATCH_S = 0.2
 """So long the first of them waits for others."""
@@ -68,14 +68,14 @@ class Journal:
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._store = Store(path, max_events, max_requests)
+        self._store = Store(path, max_events, max_requests, run_id)
         self._path = path
         self._queue = queue
         self._bus = bus
         self._run_id = run_id
         self._wall = wall
         self._one = trio.CapacityLimiter(1)  # this is what makes it one call after the other
-        self._batch: list[Entry] = []
+        self._batch: list[Event] = []
         self._gathering = trio.CancelScope()
         self._asked = False
         self._turn = trio.Event()  # set when a turn is done that begins after now
@@ -91,7 +91,7 @@ class Journal:
 
         ``started()`` as soon as nothing can be missed; the file is opened after that.
         """
-        with self._bus.subscribe(max_buffered=self._queue, match=keeps, lasting=True) as events:
+        with self._bus.subscribe(max_buffered=self._queue, match=NARROWED, lasting=True) as events:
             self._sound = True
             task_status.started()
             try:
@@ -127,9 +127,13 @@ class Journal:
         self._take(await events.gather(max(BATCH - len(self._batch), 1), BATCH_S))
 
     def _take(self, items: list[Event | Gap]) -> None:
-        run, now = self._run_id, self._wall()
-        self._batch += [entry_of(item, run, now) for item in items]
-        self.dropped += sum(item.missed for item in items if isinstance(item, Gap))
+        # What an event comes to is worked out in the thread that writes it.
+        self._batch += [item if isinstance(item, Event) else self._dropped(item) for item in items]
+
+    def _dropped(self, gap: Gap) -> Event:
+        """What is kept in the place of what was missed: it bears the number of the last of them."""
+        self.dropped += gap.missed
+        return Event(gap.next_seq - 1, self._wall(), GAP, None, {"missed": gap.missed})
 
     async def _finish(self, events: Subscription) -> None:
         while True:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from slotd.events import types
-from slotd.journal.entries import GAP, LOST, Entry, KeptRequest, encode
+from slotd.events import Event, types
+from slotd.journal.entries import LOST, Entry, KeptRequest, encode
+from slotd.journal.rows import EVENT_COLUMNS, REQUEST_COLUMNS, Rows, request_row, slot_of
 
 __all__ = ["MAX_AROUND", "Store", "is_broken"]
 
@@ -27,6 +29,9 @@ PRUNE_AT_ONCE = 2048
 
 MAX_AROUND = 200
 """Most events told with one request."""
+
+ROWS_AT_ONCE = (64, 8, 1)
+"""Rows of one statement: few statements, so that SQLite compiles each but once."""
 
 BUSY_S = 1.0
 """Longest wait for another program that reads the file."""
@@ -44,7 +49,7 @@ PRAGMA user_version = {VERSION};
 """
 
 _ONCE = ("DROP INDEX IF EXISTS events_once", "DROP INDEX IF EXISTS requests_once")
-"""Of a slotd of before, which needed them to keep things once: the numbers do that, at no cost."""
+"""Of a slotd of before, which needed them to keep things once: the newest row tells that, at no cost."""
 
 _LIVE = """
 CREATE TABLE IF NOT EXISTS live (
@@ -67,44 +72,44 @@ class Store:
     under way when that ended, and becomes a row with the outcome ``lost``.
 
     Both draw their numbers (``n``) from one count, so that they can be told as
-    one story. What is written once more, as it is not known to be on disk, gets the
-    same numbers, and so is kept once. For one thread at a time, whichever it is. Opens the file when
+    one story. What is written once more, as it was not known to be on disk, is
+    kept once: by the ``seq`` of the newest row it is seen to be there.
+    ``run`` is the run that writes; of the others it is only read.
+
+    For one thread at a time, whichever it is. Opens the file when
     it is first needed and after :meth:`close`; a file that is broken or of
     another version is moved aside then. Raises ``sqlite3.Error`` and
     ``OSError`` for a disk that will not have it.
     """
 
-    def __init__(self, path: Path, max_events: int, max_requests: int) -> None:
+    def __init__(self, path: Path, max_events: int, max_requests: int, run: str) -> None:
         self._path = path
+        self._run = run
         self._limits = {"events": max_events, "requests": max_requests}
         self._counts = {"events": 0, "requests": 0}
         self._next = 1
+        self._newest = 0  # the last event of this run that is kept
         self._db: sqlite3.Connection | None = None
         self._adopted = False
 
     # --- writing --------------------------------------------------------------------
 
-    def append(self, entries: Sequence[Entry]) -> None:
+    def append(self, events: Sequence[Event]) -> None:
         """Keep them, all or none; what is there already is kept once. The oldest make room."""
         db = self._open()
-        lost = self._lost(db, entries[0].run) if entries and not self._adopted else []
-        batch = _Batch(lost, entries, self._next)
+        lost = [] if self._adopted else self._lost(db)
+        rows = Rows(self._run, events, self._next + len(lost), after=self._newest)
         counts = dict(self._counts)
         try:
             db.execute("BEGIN IMMEDIATE")
-            before = db.total_changes
             if self._limits["events"]:
-                db.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", batch.events)
-            between = db.total_changes
-            counts["events"] += between - before
+                counts["events"] += _insert(db, "events", EVENT_COLUMNS, rows.events)
             if self._limits["requests"]:
-                db.executemany(
-                    "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", batch.requests
-                )
-                counts["requests"] += db.total_changes - between
-                if lost:
-                    db.execute("DELETE FROM live WHERE run != ?", (entries[0].run,))
-                batch.note_live(db)
+                requests = [value for n, one in enumerate(lost, self._next) for value in (n, *one)]
+                counts["requests"] += _insert(db, "requests", REQUEST_COLUMNS, requests + rows.requests)
+                self._note_live(db, rows)
+            if lost:
+                db.execute("DELETE FROM live WHERE run != ?", (self._run,))
             for table in counts:
                 counts[table] -= self._prune(db, table, counts[table])
             db.execute("COMMIT")
@@ -113,26 +118,36 @@ class Store:
                 db.execute("ROLLBACK")
             raise
         self._counts = counts
-        self._next += len(lost) + len(entries)
-        self._adopted = self._adopted or bool(entries)
+        self._next = rows.next
+        self._newest = rows.newest
+        self._adopted = True
 
-    def _lost(self, db: sqlite3.Connection, run: str) -> list[Entry]:
-        """As they are kept: the requests that other runs than this one have left under way.
+    def _note_live(self, db: sqlite3.Connection, rows: Rows) -> None:
+        """Note who has begun and is not over."""
+        if rows.holed:
+            # Among what was missed may be ends: rather say nothing of a request than what is not so.
+            db.execute("DELETE FROM live WHERE run = ?", (self._run,))
+        db.executemany("DELETE FROM live WHERE run = ? AND id = ?", [(self._run, id) for id in rows.over])
+        db.executemany(
+            "INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)",
+            [(self._run, id, e.seq, e.time, encode(e.data)) for id, e in rows.begun.items()],
+        )
+
+    def _lost(self, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        """As rows without their numbers: the requests that other runs than this one have left under way.
 
         ``total_s`` goes to the last that is known of their run.
         """
         rows = db.execute(
             "SELECT run, seq, time, data FROM live WHERE run != ? ORDER BY time LIMIT ?",
-            (run, self._limits["requests"]),
+            (self._run, self._limits["requests"]),
         ).fetchall()
         last = {of: self._last_word(db, of) for of in {row[0] for row in rows}}
         return [
-            Entry(
+            request_row(
                 of,
                 seq,
                 began,
-                types.REQUEST_FINISHED,
-                None,
                 {**msgspec.json.decode(data), "outcome": LOST, "total_s": max(0.0, last[of] - began)},
             )
             for of, seq, began, data in rows
@@ -196,7 +211,7 @@ class Store:
     def around(self, run: str, record: dict[str, Any]) -> list[Entry]:
         """What happened while a request lived: to its slots, over memory and devices, to slotd."""
         began = record.get("began_unix") or 0.0
-        slots = [record.get("fallback_from"), _slot_of(record)]
+        slots = [record.get("fallback_from"), slot_of(record)]
         rows = self._open().execute(
             "SELECT n, run, seq, time, kind, slot, data FROM events WHERE time BETWEEN ? AND ? AND run = ? "
             "AND (slot IN (?, ?) OR kind GLOB 'arbiter.*' OR kind GLOB 'server.*' OR kind GLOB 'actor.*' "
@@ -272,49 +287,17 @@ class Store:
             db.execute(_LIVE)
             for statement in _ONCE:
                 db.execute(statement)
-            last = 0
+            last, newest = 0, 0
             for table in self._counts:
-                count, newest = db.execute(f"SELECT count(*), max(n) FROM {table}").fetchone()
-                self._counts[table] = count
-                last = max(last, newest or 0)
-            self._next = last + 1
+                (self._counts[table],) = db.execute(f"SELECT count(*) FROM {table}").fetchone()
+                for n, run, seq in db.execute(f"SELECT n, run, seq FROM {table} ORDER BY n DESC LIMIT 1"):
+                    last = max(last, n)
+                    newest = max(newest, seq if run == self._run else 0)
+            self._next, self._newest = last + 1, newest
         except BaseException:
             db.close()
             raise
         return db
-
-
-class _Batch:
-    """Entries as rows, in one look at each. They get the numbers from ``first`` on, ``lost`` ones first."""
-
-    def __init__(self, lost: Sequence[Entry], entries: Sequence[Entry], first: int) -> None:
-        self.events: list[tuple[Any, ...]] = []
-        self.requests: list[tuple[Any, ...]] = [(n, *_request_row(e)) for n, e in enumerate(lost, first)]
-        self._begun: dict[tuple[str, str], Entry] = {}
-        self._ended: list[tuple[str, str]] = []
-        self._gaps: list[tuple[str]] = []
-        for n, e in enumerate(entries, first + len(lost)):
-            if e.kind == types.REQUEST_FINISHED:
-                row = _request_row(e)
-                self.requests.append((n, *row))
-                key = (e.run, row[_ID])
-                if self._begun.pop(key, None) is None:
-                    self._ended.append(key)
-            elif e.kind == types.REQUEST_STARTED:
-                self._begun[e.run, str(e.data.get("id"))] = e
-            else:
-                self.events.append((n, e.run, e.seq, e.time, e.kind, e.slot, encode(e.data)))
-                if e.kind == GAP:
-                    # Among what was missed may be ends: rather say nothing of a request than what is not so.
-                    self._gaps.append((e.run,))
-                    self._begun.clear()
-
-    def note_live(self, db: sqlite3.Connection) -> None:
-        """Note who has begun and is not over. Of those that begin and end in one batch nothing is written."""
-        db.executemany("DELETE FROM live WHERE run = ?", self._gaps)
-        db.executemany("DELETE FROM live WHERE run = ? AND id = ?", self._ended)
-        rows = [(*key, e.seq, e.time, encode(e.data)) for key, e in self._begun.items()]
-        db.executemany("INSERT OR IGNORE INTO live VALUES (?, ?, ?, ?, ?)", rows)
 
 
 class _Foreign(Exception):
@@ -327,19 +310,26 @@ def is_broken(error: Exception) -> bool:
     return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _slot_of(record: Mapping[str, Any]) -> str | None:
-    kind, _, name = str(record.get("target") or "").partition(":")
-    return name if kind == "slot" else None
+def _insert(db: sqlite3.Connection, table: str, columns: int, values: list[Any]) -> int:
+    """Insert rows that are given value after value; returns how many.
+
+    Many in one statement: at each the thread gives up Python's lock, and has to get it
+    again from an event loop that is busy.
+    """
+    at = 0
+    for rows in ROWS_AT_ONCE:
+        width = rows * columns
+        statement = _inserting(table, columns, rows)
+        while len(values) - at >= width:
+            db.execute(statement, values[at : at + width])
+            at += width
+    return at // columns
 
 
-_ID = 3
-"""Where :func:`_request_row` has the request's id."""
-
-
-def _request_row(e: Entry) -> tuple[Any, ...]:
-    r = e.data
-    began = r.get("began_unix") or e.time
-    return (e.run, e.seq, e.time, str(r.get("id")), began, _slot_of(r), str(r.get("outcome")), encode(r))
+@cache
+def _inserting(table: str, columns: int, rows: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return f"INSERT INTO {table} VALUES {', '.join([row] * rows)}"
 
 
 def _entries(rows: Iterable[tuple[Any, ...]]) -> list[Entry]:
