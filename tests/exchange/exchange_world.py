@@ -19,7 +19,7 @@ from slotd.capability.endpoints import ENDPOINTS
 from slotd.dispatch import Route, SlotTarget
 from slotd.events import EventBus
 from slotd.exchange.exchange import Exchange
-from slotd.exchange.inbound import ClientGone, Headers, Inbound
+from slotd.exchange.inbound import ClientGone, Headers, Inbound, all_headers
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import StallLimits
@@ -270,9 +270,9 @@ class Client:
         self.times: list[float] = []
         self._reads = reads
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
         assert not self.status, "one head only"
-        self.status, self.headers = status, dict([*headers, *own])
+        self.status, self.headers = status, dict(all_headers(headers, length, own))
 
     async def send(self, data: bytes) -> None:
         assert self.status

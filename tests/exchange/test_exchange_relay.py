@@ -55,7 +55,7 @@ class Client:
         self.got: list[bytes] = []
         self._takes_s = takes_s
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None: ...
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None: ...
 
     async def send(self, data: bytes) -> None:
         await trio.sleep(self._takes_s)

@@ -20,7 +20,7 @@ from slotd.dispatch import Route, SlotTarget, UpstreamTarget
 from slotd.errors import SlotdError
 from slotd.exchange.accounted import accounted
 from slotd.exchange.answer import EVENTS, Answer
-from slotd.exchange.inbound import ClientGone, Headers, Inbound, Outbound
+from slotd.exchange.inbound import ClientGone, Headers, Inbound, Outbound, all_headers
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.render import error_response, sse_error
 from slotd.omni import Omni
@@ -246,9 +246,9 @@ class Client:
         self.pieces: list[tuple[float, bytes]] = []
         self._left = leaves_after
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
         assert not self.status, "one head only"
-        self.status, self.headers = status, dict([*headers, *own])
+        self.status, self.headers = status, dict(all_headers(headers, length, own))
 
     async def send(self, data: bytes) -> None:
         assert self.status

@@ -13,7 +13,7 @@ from slotd.exchange.record import RequestRecord, UsageTail
 from slotd.exchange.render import Dialect, error_response, sse_comment, sse_error
 from slotd.wire.fields import Fields
 
-__all__ = ["EVENTS", "Answer", "trace_headers"]
+__all__ = ["EVENTS", "Answer", "trace_lines"]
 
 EVENTS = (b"content-type", b"text/event-stream")
 
@@ -138,33 +138,35 @@ class Answer:
             headers = Fields(field for field in headers if field[0] != _LENGTH)
         self.record.status = status
         self.events = headers.derive(is_events)
-        own = trace_headers(self.record)
-        if length is not None:
-            self._length = length
-            own.append((_LENGTH, b"%d" % length))
+        self._length = length
         self.started = True
-        self._out.start(status, headers, own)
+        self._out.start(status, headers, length, trace_lines(self.record))
 
 
-def trace_headers(record: RequestRecord) -> list[tuple[bytes, bytes]]:
-    """Who answered, and where the time before the first byte went."""
-    found = [(b"x-request-id", record.id.encode())]
+def trace_lines(record: RequestRecord) -> bytes:
+    """Who answered, and where the time before the first byte went: header lines, each with its end."""
+    id, resolve_s, wait_s, total_s = record.id.encode(), record.resolve_s, record.wait_s, record.elapsed()
+    if resolve_s is not None and wait_s is not None:
+        return b"x-request-id: %b\r\n%bserver-timing: resolve;dur=%.1f, wait;dur=%.1f, total;dur=%.1f\r\n" % (
+            id,
+            _route_line(record.target, record.tier, record.rule, record.fallback_from),
+            resolve_s * 1000,
+            wait_s * 1000,
+            total_s * 1000,
+        )
+    route = times = b""
     if record.target:
-        route = _route(record.target, record.tier, record.rule, record.fallback_from)
-        found.append((b"x-slotd-route", route))
-    resolve_s, wait_s, total_s = record.resolve_s, record.wait_s, record.elapsed()
-    times = b"total;dur=%.1f" % (total_s * 1000)
-    if wait_s is not None:
-        times = b"wait;dur=%.1f, %b" % (wait_s * 1000, times)
+        route = _route_line(record.target, record.tier, record.rule, record.fallback_from)
     if resolve_s is not None:
-        times = b"resolve;dur=%.1f, %b" % (resolve_s * 1000, times)
-    found.append((b"server-timing", times))
-    return found
+        times = b"resolve;dur=%.1f, " % (resolve_s * 1000)
+    return b"x-request-id: %b\r\n%bserver-timing: %btotal;dur=%.1f\r\n" % (id, route, times, total_s * 1000)
 
 
 @lru_cache(1024)
-def _route(target: str, tier: int | None, rule: str, fallback_from: str) -> bytes:
+def _route_line(target: str, tier: int | None, rule: str, fallback_from: str) -> bytes:
     route = f"{target}; tier={tier}; rule={rule}"
     if fallback_from:
         route += f"; fallback-for={fallback_from}"
-    return route.encode("ascii", "replace")
+    # Names come from the configuration: none may bring a line of its own.
+    printable = "".join(char if char.isprintable() else "?" for char in route)
+    return b"x-slotd-route: %b\r\n" % printable.encode("ascii", "replace")

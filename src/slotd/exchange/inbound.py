@@ -14,7 +14,17 @@ from slotd.exchange.assemble.splice import Head, top_level
 from slotd.wire.fields import Fields
 from slotd.wire.multipart import short_fields
 
-__all__ = ["Carrier", "ClientGone", "Head", "Headers", "Inbound", "Outbound", "header", "read_head"]
+__all__ = [
+    "Carrier",
+    "ClientGone",
+    "Head",
+    "Headers",
+    "Inbound",
+    "Outbound",
+    "all_headers",
+    "header",
+    "read_head",
+]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -71,11 +81,12 @@ class Outbound(Protocol):
     done when it returns None, and else has to be awaited, at once.
     """
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
         """Send the response head, exactly once, before any :meth:`send`.
 
-        ``headers`` may be those of many answers, ``own`` (which follow) are this one's. Raises
-        :class:`ValueError` for what would break the head.
+        ``headers`` may be those of many answers. This one's are ``length``, that of its body where it is
+        known and not among the ``headers``, and ``own``: header lines, each with its end, that are
+        well-formed. Raises :class:`ValueError` for ``headers`` that would break the head.
         """
 
     async def send(self, data: bytes) -> None:
@@ -100,6 +111,17 @@ def header(headers: Headers, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def all_headers(headers: Headers, length: int | None, own: bytes) -> list[tuple[bytes, bytes]]:
+    """What :meth:`Outbound.start` gets, as one list of headers."""
+    found = list(headers)
+    if length is not None:
+        found.append((b"content-length", b"%d" % length))
+    for line in own.splitlines():
+        name, _, value = line.partition(b": ")
+        found.append((name, value))
+    return found
 
 
 def is_form(endpoint: Endpoint, body: bytes) -> bool:

@@ -20,7 +20,7 @@ from quart import Response
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from slotd.errors import SlotdError
-from slotd.exchange.inbound import Carrier, ClientGone, Headers, Inbound
+from slotd.exchange.inbound import Carrier, ClientGone, Headers, Inbound, all_headers
 
 __all__ = ["AnswerCutShort", "RequestConnection", "relay_response", "request_nursery"]
 
@@ -88,8 +88,8 @@ class _ChannelOut:
         self._status = status
         self._write_timeout_s = write_timeout_s
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
-        self._status.started(_Head(status, [*headers, *own]))
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
+        self._status.started(_Head(status, all_headers(headers, length, own)))
 
     async def send(self, data: bytes) -> None:
         # The generator takes the next chunk once the last is with the kernel;

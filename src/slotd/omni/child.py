@@ -10,7 +10,7 @@ import trio
 
 from slotd.capability.endpoints import ENDPOINTS
 from slotd.errors import AnswerTooLarge, SlotdError
-from slotd.exchange.inbound import Carrier, Headers, Inbound, Outbound, header
+from slotd.exchange.inbound import Carrier, Headers, Inbound, Outbound, all_headers, header
 from slotd.omni.failure import ToolFailed, said
 from slotd.wire.fields import Fields
 
@@ -56,8 +56,8 @@ class Collected:
         found = header(self.headers, b"content-type") or b""
         return found.decode("latin-1").partition(";")[0].strip().lower()
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
-        self.status, self.headers = status, [*headers, *own]
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
+        self.status, self.headers = status, all_headers(headers, length, own)
 
     async def send(self, data: bytes) -> None:
         """Raises :class:`slotd.errors.AnswerTooLarge`."""

@@ -150,9 +150,9 @@ class _Reading:
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] = {}
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
         self._events = status == 200 and is_events(headers)
-        self._whole.start(status, headers, own)
+        self._whole.start(status, headers, length, own)
 
     async def send(self, data: bytes) -> None:
         """Raises :class:`slotd.errors.SlotdError` for what is no stream of chat chunks."""

@@ -46,20 +46,20 @@ class SocketOut:
         """Whether the connection ends with this answer."""
         return self._close
 
-    def start(self, status: int, headers: Headers, own: Headers = ()) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None, own: bytes = b"") -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`. It goes out with what comes next."""
         self._begun = True
         if not isinstance(headers, Fields):
             headers = Fields(headers)
         first = _STATUS.get(status) or b"HTTP/1.1 %d Status" % status
         # Values come from engines and configurations: none may bring a line of its own.
-        head = b"%b\r\n%b%b%b" % (first, headers.derive(lines), lines(own), _date())
-        if not (_is_measured(own) or headers.derive(_is_measured) or status in _BODILESS):
+        end = b"connection: close\r\n\r\n" if self._close else b"\r\n"
+        if length is not None:
+            end = b"content-length: %d\r\n%b" % (length, end)
+        elif not (headers.derive(_is_measured) or status in _BODILESS):
             self._chunked = True
-            head += b"transfer-encoding: chunked\r\n"
-        if self._close:
-            head += b"connection: close\r\n"
-        self._head = head + b"\r\n"
+            end = b"transfer-encoding: chunked\r\n" + end
+        self._head = b"%b\r\n%b%b%b%b" % (first, headers.derive(lines), own, _date(), end)
 
     async def send(self, data: bytes) -> None:
         """See :class:`~slotd.exchange.inbound.Outbound`."""
