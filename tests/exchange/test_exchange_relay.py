@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Self
 
 import pytest
 import trio
@@ -44,10 +43,7 @@ class Upstream:
         await trio.sleep(seconds)
         return data
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 class Client:

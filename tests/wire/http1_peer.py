@@ -108,7 +108,12 @@ async def against(
         async with listener:
             engine = Engine(listener, scripts)
             pool = Http1Pool(
-                "127.0.0.1", engine.port, max_idle=max_idle, idle_s=idle_s, max_head_bytes=max_head_bytes
+                "127.0.0.1",
+                engine.port,
+                max_idle=max_idle,
+                idle_s=idle_s,
+                max_head_bytes=max_head_bytes,
+                clock=trio.current_time,
             )
             try:
                 async with trio.open_nursery() as nursery:

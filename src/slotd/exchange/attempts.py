@@ -76,7 +76,7 @@ class Attempts:
         try:
             while True:
                 try:
-                    lease = await claims.claim(slot, route.slot_model)
+                    lease = claims.take(slot, route.slot_model) or await claims.claim(slot, route.slot_model)
                 except SlotQueueTimeout as late:
                     # For one that has lost its engine, that is what happened.
                     raise late if lost is None else lost from late
@@ -84,7 +84,8 @@ class Attempts:
                     raise RouteStale(f"slot {slot!r} was restarted since the route was found")
                 if lease.slot != slot:
                     self._check_media(carriage, lease.slot)
-                began = trio.current_time() if began is None else began
+                if began is None and carriage.policy.stall.total_s:
+                    began = trio.current_time()
                 try:
                     if self._is_told(carriage):
                         return await self._attempt_aloud(carriage, route, lease, began)
@@ -125,7 +126,9 @@ class Attempts:
         """Whether its client is told what it waits for: who has heard something expects to hear more."""
         return carriage.heartbeat is not None and (carriage.answer.started or carriage.record.replays > 0)
 
-    async def _attempt_aloud(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+    async def _attempt_aloud(
+        self, carriage: Carriage, route: Route, lease: Lease, began: float | None
+    ) -> None:
         """:meth:`_attempt`, with comments until the answer begins."""
         heartbeat = carriage.heartbeat
         assert heartbeat is not None
@@ -134,7 +137,7 @@ class Attempts:
         who = f"{lease.slot}, in place of {place}," if place else lease.slot
         await first_of(attempt, partial(heartbeat.beat, lambda: f"{who} is working on it"))
 
-    async def _attempt(self, carriage: Carriage, route: Route, lease: Lease, began: float) -> None:
+    async def _attempt(self, carriage: Carriage, route: Route, lease: Lease, began: float | None) -> None:
         """Send it once. Raises :class:`_Lost`."""
         inbound, answer, abilities = carriage.inbound, carriage.answer, lease.abilities
         outgoing = Outgoing.of(inbound, self._body(carriage, route, lease))
@@ -162,7 +165,7 @@ class Attempts:
         except Broken as exc:
             raise _Lost(await self._engine_lost(lease, exc), again=not exc.nonsense) from exc
 
-    def _watch(self, carriage: Carriage, lease: Lease, began: float) -> Watch:
+    def _watch(self, carriage: Carriage, lease: Lease, began: float | None) -> Watch:
         def end(stalled: StreamStalled) -> None:
             # First, as the slot may give its engine up for this: that is not what happened here.
             self._records.end(carriage.record, stalled)

@@ -48,6 +48,17 @@ class Claims:
                 del self._open[id]
                 self._slots.release(slot, id, keep_load=keep_load)
 
+    def take(self, slot: str, model: str) -> Lease | None:
+        """A lease on ``slot`` that needs nobody's decision; None: :meth:`claim` it."""
+        id = self._next()
+        lease = self._slots.take(slot, id, model)
+        if lease is None:
+            return None
+        self._note(id, slot)
+        record = self._carriage.record
+        record.wait_s, record.fallback_error = record.wait_s or 0.0, None
+        return self._granted(lease, slot)
+
     async def claim(self, slot: str, model: str) -> Lease:
         """A lease on ``slot`` while it serves ``model``, or on one of its fallbacks.
 
@@ -60,9 +71,6 @@ class Claims:
         record, wait_s = self._carriage.record, self._carriage.wishes.wait_s
         record.phase, record.fallback_error = "waiting", None
         before = record.wait_s or 0.0
-        if (lease := self._take(slot, model)) is not None:
-            record.wait_s = before
-            return self._granted(lease, slot)
         asked: Reply[Lease] | None = None
         if wait_s is None:
             # Mostly there is a place at once, and then nothing that waiting takes is needed.
@@ -158,16 +166,6 @@ class Claims:
             except SlotdError:
                 continue  # it was not so, is so no more, or has been removed
         return None
-
-    def _take(self, slot: str, model: str) -> Lease | None:
-        """A lease that needs nobody's decision."""
-        id = self._next()
-        self._note(id, slot)
-        lease = self._slots.take(slot, id, model)
-        if lease is None:
-            del self._open[id]  # nobody has heard of it
-            self._named -= 1
-        return lease
 
     def _next(self) -> str:
         """The name of the next lease."""

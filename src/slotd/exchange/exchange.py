@@ -11,7 +11,7 @@ lease is released, a load that nobody wants any more is given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NoReturn
 
@@ -78,7 +78,7 @@ class Exchange:
         """End requests whose upstreams say nothing, by ``Policy.stall``. Must run while any are carried."""
         await self._stalls.run()
 
-    async def run(self, inbound: Inbound, out: Outbound) -> None:
+    def run(self, inbound: Inbound, out: Outbound) -> Awaitable[None]:
         """Answer the request, whatever happens: see :func:`slotd.exchange.accounted.accounted`."""
         record = RequestRecord(
             inbound.id,
@@ -92,7 +92,7 @@ class Exchange:
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
         work = partial(self._carry, inbound, answer)
-        await accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
+        return accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
 
     def _understand(self, inbound: Inbound, answer: Answer) -> Carriage:
         """Read what decides. Raises :class:`slotd.errors.RequestInvalid`."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from contextlib import aclosing
+
 import msgspec
 
 from slotd.errors import AnswerTooLarge
@@ -46,10 +49,13 @@ class Outgoing(msgspec.Struct, frozen=True):
 async def forward(outgoing: Outgoing, transport: Transport, answer: Answer, watch: Watch) -> None:
     """Send it and relay what comes. Raises :class:`Broken`."""
     answer.record.phase = "forwarding"
-    async with await transport.request(
-        outgoing.method, outgoing.target, outgoing.headers, outgoing.body
-    ) as response:
+    response = await transport.request(outgoing.method, outgoing.target, outgoing.headers, outgoing.body)
+    try:
         await _relay(response, answer, watch)
+    finally:
+        # One that is complete has ended already: mostly there is nothing to wait for.
+        if not response.complete:
+            await response.aclose()
 
 
 async def forward_assembled(
@@ -62,8 +68,8 @@ async def forward_assembled(
     """
     record = answer.record
     record.phase = "forwarding"
-    async with await transport.request(
-        outgoing.method, outgoing.target, outgoing.headers, assembly.body
+    async with aclosing(
+        await transport.request(outgoing.method, outgoing.target, outgoing.headers, assembly.body)
     ) as response:
         if response.status != 200 or not response.events:
             await _relay(response, answer, watch)
@@ -85,14 +91,13 @@ async def forward_assembled(
     await answer.send(document.body)
 
 
-async def _relay(response: Response, answer: Answer, watch: Watch) -> None:
+def _relay(response: Response, answer: Answer, watch: Watch) -> Awaitable[None]:
     _first_byte(answer, watch)
     if answer.started and not (response.status == 200 and response.events):
-        await _refuse(response, answer, watch)
-    elif response.events:
-        await relay_events(response, answer, watch)
-    else:
-        await relay_bytes(response, answer, watch)
+        return _refuse(response, answer, watch)
+    if response.events:
+        return relay_events(response, answer, watch)
+    return relay_bytes(response, answer, watch)
 
 
 def _first_byte(answer: Answer, watch: Watch) -> None:

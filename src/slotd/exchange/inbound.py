@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -101,8 +101,8 @@ class Outbound(Protocol):
 class Carrier(Protocol):
     """What takes a request from its first byte to its last: the exchange, or what stands before it."""
 
-    async def run(self, inbound: Inbound, out: Outbound) -> None:
-        """Answer it; see :meth:`slotd.exchange.exchange.Exchange.run`."""
+    def run(self, inbound: Inbound, out: Outbound) -> Awaitable[None]:
+        """Answer it; see :meth:`slotd.exchange.exchange.Exchange.run`. To be awaited at once."""
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:

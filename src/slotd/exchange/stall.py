@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +20,7 @@ LOOK_S = 0.1
 """How often the guard looks: a deadline that moves with every token costs as much as sending it."""
 
 LATE_S = 2 * LOOK_S
-"""By how much a limit may be exceeded."""
+"""By how much a limit may be exceeded: one look to begin to count, one to see that it is passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +39,16 @@ class StallLimits:
 class Watch:
     """One request that waits for its upstream. Made by :meth:`Stalls.watch`, watched inside its ``with``."""
 
-    __slots__ = ("_end", "_ends_at", "_guard", "_limits", "_paused", "_since", "_spoke", "_spoken")
+    __slots__ = ("_began", "_end", "_guard", "_limits", "_paused", "_since", "_spoke", "_spoken")
 
     def __init__(
-        self,
-        guard: Stalls,
-        limits: StallLimits,
-        end: Callable[[StreamStalled], None],
-        now: float,
-        since: float,
+        self, guard: Stalls, limits: StallLimits, end: Callable[[StreamStalled], None], began: float | None
     ) -> None:
         self._guard = guard
         self._limits = limits
         self._end = end
-        self._ends_at = since + limits.total_s if limits.total_s else math.inf
-        self._since = now  # from when silence counts
+        self._began = began  # None: when the guard looks first
+        self._since: float | None = None  # from when silence counts; likewise
         self._spoke = False  # since the guard has looked
         self._spoken = False  # at all
         self._paused = False
@@ -73,7 +67,11 @@ class Watch:
         if self._spoke:
             self._spoken, self._spoke, self._paused = True, False, False
             self._since = now
-        if now >= self._ends_at:
+        if self._since is None:
+            self._since = now
+        if self._began is None:
+            self._began = now
+        if self._limits.total_s and now >= self._began + self._limits.total_s:
             self._pass(TOTAL, f"the answer took longer than server.{TOTAL} = {self._limits.total_s:g} s")
         elif not self._paused:
             limits = self._limits
@@ -113,14 +111,13 @@ class Stalls:
         self._some = trio.Event()
 
     def watch(
-        self, limits: StallLimits, end: Callable[[StreamStalled], None], since: float | None = None
+        self, limits: StallLimits, end: Callable[[StreamStalled], None], began: float | None = None
     ) -> Watch:
         """Call ``end``, once, when a limit is passed, at most :data:`LATE_S` late; it must not block.
 
-        ``since`` (trio's clock, default now): from when the whole of the answer counts.
+        ``began`` (trio's clock, default about now): from when the whole of the answer counts.
         """
-        now = trio.current_time()
-        return Watch(self, limits, end, now, now if since is None else since)
+        return Watch(self, limits, end, began)
 
     async def run(self) -> NoReturn:
         """Look again and again, while there is anything to look at. Until cancelled."""

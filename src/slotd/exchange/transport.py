@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import httpx
 import trio
@@ -21,11 +20,7 @@ __all__ = ["Remote", "RemoteTransport", "Response", "Transport"]
 
 
 class Response(Protocol):
-    """An upstream's answer whose body is still to come.
-
-    An ``async with`` block: leaving it, by whatever way, closes the connection
-    unless the answer was complete.
-    """
+    """An upstream's answer whose body is still to come. Whoever has it closes it, unless it is complete."""
 
     @property
     def status(self) -> int: ...
@@ -58,18 +53,16 @@ class Response(Protocol):
         """Body bytes as they arrive; empty at the natural end. Raises :class:`Broken`."""
         ...
 
-    async def __aenter__(self) -> Response: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    async def aclose(self) -> None:
+        """End it where it stands: the connection is closed, unless it is complete. Idempotent."""
+        ...
 
 
 class Transport(Protocol):
     """A way to a target. A local engine's is its :class:`~slotd.wire.http1.Http1Pool`."""
 
     async def request(self, method: bytes, target: bytes, headers: Fields, body: bytes) -> Response:
-        """Send a request; returns when the answer's head is there, and the caller must enter it.
+        """Send a request; returns when the answer's head is there. The caller must close it.
 
         Raises :class:`~slotd.wire.broken.Broken`.
         """
@@ -111,12 +104,7 @@ class _RemoteResponse:
         self.complete = True
         return b""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
         try:
             await self._unwind()
         finally:

@@ -10,7 +10,7 @@ client's request: when it ends, for whatever reason, so do they.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -62,17 +62,16 @@ class Omni:
         self._artifacts = artifacts
         self._config = config
 
-    async def run(self, inbound: Inbound, out: Outbound) -> None:
+    def run(self, inbound: Inbound, out: Outbound) -> Awaitable[None]:
         """Answer the request, as :meth:`slotd.exchange.exchange.Exchange.run` does."""
         asked = asks(inbound) if inbound.path == PATH else "no"
         if asked == "on":
-            await self._run(inbound, out)
-            return
+            return self._run(inbound, out)
         if asked == "off":
             inbound = msgspec.structs.replace(inbound, body=remove_field(inbound.body, "omni"))
-        await self._exchange.run(inbound, out)
+        return self._exchange.run(inbound, out)
 
-    async def _run(self, inbound: Inbound, out: Outbound) -> None:
+    def _run(self, inbound: Inbound, out: Outbound) -> Awaitable[None]:
         record = RequestRecord(
             inbound.id,
             inbound.path,
@@ -86,7 +85,7 @@ class Omni:
         )
         answer = Answer(out, record, inbound.endpoint.dialect)
         work = partial(self._converse, inbound, answer)
-        await accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
+        return accounted(self._records, answer, work, scope_entered=inbound.scope_entered)
 
     async def _converse(self, inbound: Inbound, answer: Answer) -> None:
         # Here, not above: a start would wait 25 ms for what only chats with tools need.

@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -33,8 +34,9 @@ class Http1Pool:
     """Connections to one engine (one slot generation).
 
     Makes as many as there are requests at once (leases bound that) and keeps at
-    most ``max_idle``, each for at most ``idle_s`` seconds, checked when the
-    pool is used. Owned by whoever runs the slot's exchanges, in one trio run.
+    most ``max_idle``, each for at most ``idle_s`` seconds by ``clock``, checked when
+    the pool is used. (That is the machine's, as is the engine's, whose own patience with
+    idle connections this is about.) Owned by whoever runs the slot's exchanges, in one trio run.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Http1Pool:
         max_idle: int = 32,
         idle_s: float = 30.0,
         max_head_bytes: int = 65536,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._port = port
@@ -54,6 +57,7 @@ class Http1Pool:
         self._connect_timeout_s = connect_timeout_s
         self._max_idle = max_idle
         self._idle_s = idle_s
+        self._clock = clock
         self._max_head_bytes = max_head_bytes
         self._heads: HeadMemo[ResponseHead] = HeadMemo()
         self._closed = False
@@ -114,9 +118,9 @@ class Http1Pool:
         await trio.lowlevel.checkpoint_if_cancelled()
         conn = self._take_idle()
         if conn is not None:
-            response = Http1Response(self, conn, method)
+            response = Http1Response(self, conn, method, buffers)
             try:
-                await response._exchange(buffers)
+                await response._advance(to_head=True)
             except UpstreamBroken as exc:
                 if exc.bytes_received or self._closed:
                     raise
@@ -129,8 +133,8 @@ class Http1Pool:
             # (engines keep no state between requests), or finds the engine
             # dead. On a fresh connection neither holds: that break is told.
         conn = await self._connect()
-        response = Http1Response(self, conn, method)
-        await response._exchange(buffers)
+        response = Http1Response(self, conn, method, buffers)
+        await response._advance(to_head=True)
         return response
 
     def close(self) -> None:
@@ -173,7 +177,7 @@ class Http1Pool:
         idle = self._idle
         if not idle:
             return None
-        oldest = trio.current_time() - self._idle_s
+        oldest = self._clock() - self._idle_s
         while idle:
             conn = idle.pop()
             if conn.idle_since >= oldest and conn.is_quiet():
@@ -189,7 +193,7 @@ class Http1Pool:
         if not keep:
             conn.close()
             return
-        idle, now = self._idle, trio.current_time()
+        idle, now = self._idle, self._clock()
         conn.idle_since = now
         idle.append(conn)
         while idle and (len(idle) > self._max_idle or idle[0].idle_since < now - self._idle_s):
@@ -199,16 +203,18 @@ class Http1Pool:
 class Http1Response(ResponseReader):
     """A response whose head has arrived. Made by :meth:`Http1Pool.request`; read by one task at a time.
 
+    ``buffers``: the request, which is sent at once as far as the kernel takes it.
     ``headers`` and ``length`` are as received, hop-by-hop ones included.
     Leaving the ``async with`` block, :meth:`aclose` and :meth:`abort` all do the same.
     """
 
     __slots__ = ("_conn", "_pool")
 
-    def __init__(self, pool: Http1Pool, conn: Connection, method: bytes) -> None:
+    def __init__(self, pool: Http1Pool, conn: Connection, method: bytes, buffers: Sequence[bytes]) -> None:
         super().__init__(method, pool._max_head_bytes, pool._heads)
         self._pool = pool
         self._conn: Connection | None = conn  # None once it is someone else's or closed
+        conn.start_send(buffers)
 
     @property
     def complete(self) -> bool:
@@ -257,28 +263,26 @@ class Http1Response(ResponseReader):
 
     # --- inside --------------------------------------------------------------
 
-    async def _exchange(self, buffers: Sequence[bytes]) -> None:
-        """Send the request, read the head of its response; the connection is closed unless this returns."""
-        assert self._conn is not None
-        try:
-            self._conn.start_send(buffers)
-            while not self.head_done:
-                await self._advance()
-        except BaseException:
-            self.abort()
-            raise
+    async def _advance(self, *, to_head: bool = False) -> None:
+        """Read once from the connection; at the natural end, give it back.
 
-    async def _advance(self) -> None:
-        """Read once from the connection; at the natural end, give the connection back."""
+        ``to_head``: read until the head is there. Unless it comes, the connection is closed.
+        """
         conn = self._conn
         assert conn is not None
         try:
-            data = await conn.receive(self.wanted())
-            if data:
-                self._pool._received += len(data)
-                self.feed(data)
-            elif not self.feed_eof():
-                raise self._broken("the engine closed the connection") from conn.send_error
+            while True:
+                await conn.arrival()
+                data = conn.read(self.wanted())
+                if data is None:
+                    continue
+                if data:
+                    self._pool._received += len(data)
+                    self.feed(data)
+                elif not self.feed_eof():
+                    raise self._broken("the engine closed the connection") from conn.send_error
+                if self.head_done or not to_head:
+                    break
         except OSError as exc:
             self.abort()
             raise self._broken(f"the connection broke: {exc.strerror or exc}") from exc
@@ -287,6 +291,10 @@ class Http1Response(ResponseReader):
             raise self._broken("the connection was closed on this side") from exc
         except (BadResponse, UpstreamBroken):
             self.abort()
+            raise
+        except BaseException:
+            if to_head:
+                self.abort()  # nobody else has it yet
             raise
         if self.ended:
             self._finish(keep=self.reusable and conn.all_sent)

@@ -10,7 +10,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Connection:
     """A connection from before it is opened until it is closed; owned by one task at a time.
 
     :meth:`close` is synchronous and may come from any task: whoever waits in
-    :meth:`open` or :meth:`receive` then gets :class:`trio.ClosedResourceError`
+    :meth:`open` or for an :meth:`arrival` then gets :class:`trio.ClosedResourceError`
     at once. Cancelling those leaves the connection in an unknown state: close it.
     """
 
@@ -39,7 +39,7 @@ class Connection:
     def __init__(self) -> None:
         self.closed = False
         self.idle_since = 0.0
-        """When it was last put aside for reuse (trio clock); kept by the pool."""
+        """When it was last put aside for reuse; kept by the pool, on its clock."""
         self._sock: socket.socket | None = None
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
         self._unsent: list[memoryview] = []
@@ -102,11 +102,11 @@ class Connection:
         return not self._poll(0)
 
     def start_send(self, buffers: Sequence[bytes]) -> None:
-        """Send what the kernel takes now; :meth:`receive` sends the rest as it can.
+        """Send what the kernel takes now; :meth:`arrival` sends the rest as it can.
 
         Never raises for a broken connection: the peer may have answered before
         it stopped listening, so the failure is kept in :attr:`send_error` and
-        the answer, or its absence, is found by :meth:`receive`.
+        the answer, or its absence, is found by :meth:`read`.
         """
         if len(buffers) == 1:
             # Mostly it all goes out at once, and then no view of it is needed.
@@ -123,29 +123,37 @@ class Connection:
         self._unsent = [memoryview(data) for data in buffers]
         self._push()
 
-    async def receive(self, max_bytes: int) -> bytes:
-        """Wait until something has arrived and return it; ``b""`` if the peer closed its side.
+    def arrival(self) -> Awaitable[None]:
+        """To be awaited before :meth:`read`: that something may be there. Waits for the event loop once.
 
         Goes on sending meanwhile, so that two sides with full buffers never
-        wait for each other. Always waits for the event loop once. Raises
-        :class:`OSError` if the connection broke and
+        wait for each other. Raises :class:`trio.ClosedResourceError` if the
+        connection was closed on this side.
+        """
+        if self.closed or self._unsent:
+            return self._send_or_arrival()
+        return trio.lowlevel.wait_readable(self._socket())  # noqa: ASYNC105 - that is for the caller
+
+    def read(self, max_bytes: int) -> bytes | None:
+        """What has arrived; ``b""`` if the peer closed its side, None if nothing is there yet.
+
+        Raises :class:`OSError` if the connection broke and
         :class:`trio.ClosedResourceError` if it was closed on this side.
         """
-        sock = self._socket()
-        while True:
-            if self.closed:
-                raise trio.ClosedResourceError
-            if self._unsent:
-                await _wait_either(sock)
-                if self.closed:
-                    raise trio.ClosedResourceError
-                self._push()
-            else:
-                await trio.lowlevel.wait_readable(sock)
-            try:
-                return sock.recv(max_bytes)
-            except BlockingIOError:
-                continue
+        if self.closed:
+            raise trio.ClosedResourceError
+        try:
+            return self._socket().recv(max_bytes)
+        except BlockingIOError:
+            return None
+
+    async def _send_or_arrival(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError
+        await _wait_either(self._socket())
+        if self.closed:
+            raise trio.ClosedResourceError
+        self._push()
 
     def _socket(self) -> socket.socket:
         if self._sock is None:

@@ -16,12 +16,12 @@ RECV_BYTES = 65536
 class ClientSocket(trio.abc.AsyncResource):
     """A connected socket, without trio's layers around it.
 
-    ``peer``: its address. ``received``: what has come and has not been read yet. ``read_by``: until when
-    (trio's clock) its reader waits for more; ``served``: it has asked for something
-    before; ``busy``: and is being answered; all three are kept by the lane. ``gone``:
-    it has left while it was watched. :meth:`close` is
-    synchronous and may come from any task: whoever waits here then gets
-    :class:`trio.ClosedResourceError`.
+    ``peer``: its address. ``received``: what has come and has not been read yet.
+    ``patience_s``: so long its reader waits for more, and ``read_by``: until when
+    (trio's clock; None: that is yet to be reckoned). ``served``: it has asked for
+    something before; ``busy``: and is being answered. These are kept by the lane.
+    ``gone``: it has left while it was watched. :meth:`close` is synchronous and may
+    come from any task: whoever waits here then gets :class:`trio.ClosedResourceError`.
     """
 
     __slots__ = (
@@ -32,6 +32,7 @@ class ClientSocket(trio.abc.AsyncResource):
         "busy",
         "gone",
         "overdue",
+        "patience_s",
         "peer",
         "read_by",
         "received",
@@ -44,7 +45,8 @@ class ClientSocket(trio.abc.AsyncResource):
         self.sock = sock
         self.peer = peer
         self.received = bytearray()
-        self.read_by = float("inf")
+        self.patience_s = float("inf")
+        self.read_by: float | None = None
         self.overdue = self.gone = self.served = self.busy = False
         self._scope: trio.CancelScope | None = None
         self._unsent = bytearray()

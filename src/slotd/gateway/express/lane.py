@@ -35,7 +35,7 @@ KEEP_ALIVE_S = 75.0
 """How long a connection may wait for its next request."""
 
 LOOK_S = 0.1
-"""How often heads are looked for that are overdue."""
+"""How often heads are looked for that are overdue. Each may have twice that more than it should."""
 
 LAST_HEAD_S = 0.5
 """How long, once slotd stops, the head of a request that has begun to arrive may still take."""
@@ -77,11 +77,15 @@ class Lane:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hangups.run)
             while True:
-                # A deadline for each head would cost more than reading it.
+                # A deadline for each head would cost more than reading it, and knowing the time is not free.
                 await trio.sleep(LOOK_S)
                 now = trio.current_time()
                 for client in tuple(self._reading):
-                    if client.read_by <= now:
+                    if client.read_by is None:
+                        client.read_by = (
+                            now + client.patience_s
+                        )  # nor would reading the time for each be free
+                    elif client.read_by <= now:
                         client.give_up()
 
     def stop(self) -> None:
@@ -93,28 +97,33 @@ class Lane:
         soon = trio.current_time() + LAST_HEAD_S
         for client in tuple(self._reading):
             if client.received:
-                client.read_by = min(client.read_by, soon)
+                client.read_by = soon if client.read_by is None else min(client.read_by, soon)
             else:
                 client.close()
 
     async def serve(self, client: ClientSocket, hand_over: HandOver) -> None:
         """Serve a connection to its end. Cancelled: it is for the caller to close."""
         try:
-            while True:
-                # One for all that come, as entering one costs as much as parsing a head.
-                with trio.CancelScope() as scope:
-                    try:
-                        await self._requests(client, scope)
-                    except NotPlain:
-                        break
-                    return
-                # It went with a request that was ended from outside. Whoever has
-                # been told so may ask again.
-                if client.busy or client.gone or self._stopping:
-                    return
+            plain = await self._serve(client)
         finally:
             self._hangups.forget(client)
-        await hand_over(client)
+        if not plain:
+            await hand_over(client)
+
+    async def _serve(self, client: ClientSocket) -> bool:
+        """Serve plain requests; whether it was to the end, and not to the first of another kind."""
+        while True:
+            # One for all that come, as entering one costs as much as parsing a head.
+            with trio.CancelScope() as scope:
+                try:
+                    await self._requests(client, scope)
+                except NotPlain:
+                    return False
+                return True
+            # It went with a request that was ended from outside. Whoever has
+            # been told so may ask again.
+            if client.busy or client.gone or self._stopping:
+                return True
 
     async def _requests(self, client: ClientSocket, scope: trio.CancelScope) -> None:
         """One after the other, in ``scope``; returns when the connection is to end. Raises NotPlain."""
@@ -132,8 +141,8 @@ class Lane:
             if not await self._one(client, head, scope) or self._stopping:
                 return
             client.busy = False
-            if scope.cancel_called:
-                # The next may be here already, and reading it no wait: it has a scope of its own coming.
+            if client.received and scope.cancel_called:
+                # The next is here already, and reading it no wait: it has a scope of its own coming.
                 await trio.lowlevel.checkpoint()
 
     # --- reading -------------------------------------------------------------------------
@@ -149,7 +158,7 @@ class Lane:
             patience_s = max(KEEP_ALIVE_S, patience_s + 1)
         if self._stopping:
             patience_s = min(patience_s, LAST_HEAD_S)
-        client.read_by = trio.current_time() + patience_s
+        client.patience_s, client.read_by = patience_s, None
         self._reading[client] = None
         try:
             seen = 0
@@ -157,9 +166,13 @@ class Lane:
                 if (received and not could_be_plain(received)) or len(received) > server.max_head_kb * 1024:
                     raise NotPlain
                 if seen == 0 and received and not fresh:
-                    client.read_by = trio.current_time() + server.head_timeout_s
+                    client.patience_s, client.read_by = server.head_timeout_s, None
                 seen = len(received)
-                await self._more(client)
+                await trio.lowlevel.wait_readable(client.sock)
+                if not client.take_in():
+                    raise _Ended
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise _Ended from exc
         finally:
             del self._reading[client]
         if end > server.max_head_kb * 1024:
