@@ -41,7 +41,7 @@ from slotd.errors import RouteStale, ServerStopping, SlotdError
 from slotd.events import EventBus, types
 from slotd.exchange.exchange import Exchange
 from slotd.exchange.record import RecordBook, RequestRecord
-from slotd.exchange.transport import RemoteTransport
+from slotd.exchange.remote import RemoteTransport
 from slotd.gateway.app import build_app
 from slotd.gateway.express.lane import Lane
 from slotd.gateway.intake import Intake

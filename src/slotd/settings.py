@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from slotd.config import Config, LoadedConfig, auth_header
 from slotd.exchange.policy import Policy
-from slotd.exchange.transport import Remote
+from slotd.exchange.remote import Remote
 
 __all__ = ["Settings"]
 

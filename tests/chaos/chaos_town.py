@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import trio
 from slot_fakes import FakeBackend, _Bus, _Cell, check_journal, check_snapshot
@@ -17,7 +18,7 @@ from slotd.arbiter.actor import Arbiter
 from slotd.arbiter.room import Limits, Reading
 from slotd.arbiter.tenant import Need
 from slotd.errors import SlotdError
-from slotd.events import Event
+from slotd.events import Event, EventBus
 from slotd.slot.actor import SlotIdentity
 from slotd.slot.machine import SlotSpec
 from slotd.slot.manager import SlotManager
@@ -68,7 +69,7 @@ class Town:
     def __init__(self, backends: dict[str, FakeBackend], spec: SlotSpec = SPEC) -> None:
         self.backends = backends
         self.journal: list[Event | SlotSnapshot] = []
-        self.bus = _Bus(self.journal)
+        self.bus = cast(EventBus, _Bus(self.journal))
         self.arbiter = Arbiter(LIMITS, self.bus, footprints=Footprints(), measure=self._measure)
         self.slots = SlotManager(self.bus, landlord=self.arbiter, intensity=Intensity(1000, 1))
         self.most_mb = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import cast
 
 import pytest
 import trio
@@ -14,13 +15,14 @@ from slotd.events import types
 from slotd.process.plan import ExitStatus
 from slotd.slot.lease import Lease
 from slotd.slot.state import SlotState
+from slotd.wire.http1 import Http1Pool
 
 S = SlotState
 
 
 def closed(lease: Lease) -> bool:
     """Whether the actor has broken the lease's connections."""
-    return lease.http._closed
+    return cast(Http1Pool, lease.http)._closed
 
 
 async def refused(asking: Awaitable[None]) -> SlotdError:

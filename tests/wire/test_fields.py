@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slotd.wire.fields import Fields, HeadMemo, lines
+from slotd.wire.fields import Fields, lines
+from slotd.wire.memo import HeadMemo
 
 
 def test_what_follows_is_worked_out_once() -> None:

@@ -112,7 +112,7 @@ async def test_engine_dead_at_the_retry() -> None:
             assert await fetch(pool) == b"ok"
             with pytest.raises(ConnectFailed) as caught:
                 await fetch(pool)
-        assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+        assert isinstance(caught.value.__context__, ConnectionRefusedError)
         assert (pool.in_use, pool.idle) == (0, 0)
 
 
@@ -201,7 +201,7 @@ async def test_refused() -> None:
         pool = Http1Pool("127.0.0.1", placeholder.getsockname()[1])
         with pytest.raises(ConnectFailed, match="refused") as caught:
             await fetch(pool)
-    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    assert isinstance(caught.value.__context__, ConnectionRefusedError)
     assert (pool.in_use, pool.opened) == (0, 0)
 
 
@@ -222,7 +222,7 @@ async def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Http1Pool("no-such-engine.invalid", 80)
     with pytest.raises(ConnectFailed, match="not known") as caught:
         await fetch(pool)
-    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value.__context__, OSError)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ async def test_connect_timeout(deaf: int, autojump_clock: trio.testing.MockClock
     with pytest.raises(ConnectFailed, match="timed out") as caught:
         await fetch(pool)
     assert trio.current_time() - start == pytest.approx(7)
-    assert isinstance(caught.value.__cause__, TimeoutError)
+    assert isinstance(caught.value.__context__, TimeoutError)
     assert (pool.in_use, pool.opened) == (0, 0)
 
 

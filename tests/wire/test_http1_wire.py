@@ -9,8 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slotd.wire.broken import BadResponse
-from slotd.wire.fields import Fields, HeadMemo
+from slotd.wire.fields import Fields
 from slotd.wire.http1_wire import ResponseHead, ResponseReader, encode_request
+from slotd.wire.memo import HeadMemo
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from slotd.wire.http1 import Http1Pool
+from slotd.wire.transport import EngineTransport
 
 __all__ = ["Adapter", "Call", "Reply"]
 
@@ -62,7 +62,7 @@ class Reply(Protocol):
 class Adapter(Protocol):
     """Serves one endpoint by engines of one kind. Owns nothing: one object serves all calls."""
 
-    async def serve(self, call: Call, http: Http1Pool, reply: Reply) -> None:
+    async def serve(self, call: Call, http: EngineTransport, reply: Reply) -> None:
         """Answer ``call`` by the engine that ``http`` leads to; returns when the answer is complete.
 
         Raises a :class:`slotd.errors.SlotdError` for what the client is to be

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from slotd.adapt.contract import Call, Reply
 from slotd.errors import AnswerTooLarge, EngineError, RequestUnprocessable
-from slotd.wire.http1 import Http1Pool, Http1Response
+from slotd.wire.fields import Fields
+from slotd.wire.transport import EngineTransport, Response
 
 __all__ = ["Ask", "Document", "Translated", "Translation"]
 
@@ -60,12 +62,12 @@ class Translated:
     def __init__(self, translation: Translation) -> None:
         self._translation = translation
 
-    async def serve(self, call: Call, http: Http1Pool, reply: Reply) -> None:
+    async def serve(self, call: Call, http: EngineTransport, reply: Reply) -> None:
         """See :meth:`slotd.adapt.contract.Adapter.serve`."""
         ask = self._translation(call)
         headers = [(b"content-type", ask.content_type.encode()), (b"accept", b"*/*")]
-        async with await http.request(
-            ask.method.encode(), ask.target.encode(), headers, ask.body
+        async with aclosing(
+            await http.request(ask.method.encode(), ask.target.encode(), Fields(headers), ask.body)
         ) as response:
             reply.progressed()
             if response.status >= 300:
@@ -89,7 +91,7 @@ class Translated:
                 await reply.send(data)
 
 
-async def _read(response: Http1Response, reply: Reply, most: int, *, cut: bool = False) -> bytes:
+async def _read(response: Response, reply: Reply, most: int, *, cut: bool = False) -> bytes:
     body = bytearray()
     while data := await response.receive_some():
         reply.progressed()

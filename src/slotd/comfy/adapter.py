@@ -20,7 +20,8 @@ from slotd.comfy.job import Limits, run_prompt
 from slotd.comfy.words import failed
 from slotd.comfy.workflow import IMAGES, Workflow, render
 from slotd.errors import EngineError, RequestUnprocessable, SlotdError
-from slotd.wire.http1 import Broken, Http1Pool
+from slotd.wire.broken import Broken
+from slotd.wire.transport import EngineTransport
 
 __all__ = ["ComfyAdapter"]
 
@@ -43,7 +44,7 @@ class ComfyAdapter:
     limits: Limits
     max_megapixels: float
 
-    async def serve(self, call: Call, http: Http1Pool, reply: Reply) -> None:
+    async def serve(self, call: Call, http: EngineTransport, reply: Reply) -> None:
         """See :meth:`slotd.adapt.contract.Adapter.serve`.
 
         As many prompts as are needed for the pictures asked for, one after

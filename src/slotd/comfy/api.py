@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
@@ -19,7 +20,8 @@ import trio
 from slotd.comfy.words import Message, refused, said_of_nodes
 from slotd.comfy.workflow import Graph
 from slotd.errors import AnswerTooLarge, EngineError
-from slotd.wire.http1 import Http1Pool
+from slotd.wire.fields import Fields
+from slotd.wire.transport import EngineTransport
 
 __all__ = ["Api", "Entry", "Picture", "Place"]
 
@@ -82,7 +84,7 @@ class _Kept(msgspec.Struct):
 class Api:
     """The calls, over the connections of one engine."""
 
-    def __init__(self, http: Http1Pool) -> None:
+    def __init__(self, http: EngineTransport) -> None:
         self._http = http
 
     async def submit(self, graph: Graph, *, prompt_id: str, client_id: str) -> str:
@@ -187,7 +189,9 @@ class Api:
         most: int = DOCUMENT_MAX,
     ) -> tuple[bytes, str]:
         headers = [(b"content-type", content_type.encode())] if body else []
-        async with await self._http.request(method, target.encode("ascii"), headers, body) as response:
+        async with aclosing(
+            await self._http.request(method, target.encode("ascii"), Fields(headers), body)
+        ) as response:
             data = bytearray()
             while some := await response.receive_some():
                 data += some

@@ -38,11 +38,11 @@ from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.policy import Policy
 from slotd.exchange.record import RecordBook, RequestRecord
 from slotd.exchange.stall import Stalls
-from slotd.exchange.transport import Transport
 from slotd.exchange.wishes import read_wishes
 from slotd.slot.manager import SlotManager
 from slotd.wire.broken import Broken
 from slotd.wire.multipart import set_value
+from slotd.wire.transport import Transport
 
 __all__ = ["Exchange"]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from contextlib import aclosing
 
-import msgspec
-
 from slotd.errors import AnswerTooLarge
 from slotd.exchange.answer import Answer
 from slotd.exchange.assemble import (
@@ -21,16 +19,17 @@ from slotd.exchange.headers import for_upstream
 from slotd.exchange.inbound import Inbound
 from slotd.exchange.relay import relay_bytes, relay_events
 from slotd.exchange.stall import Watch
-from slotd.exchange.transport import Response, Transport
+from slotd.value import Value
 from slotd.wire.broken import Broken
 from slotd.wire.fields import Fields
+from slotd.wire.transport import Response, Transport
 
 __all__ = ["Outgoing", "forward", "forward_assembled"]
 
 _JSON = Fields([(b"content-type", b"application/json")])
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(Value, frozen=True):
     """A request as an upstream gets it."""
 
     method: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import trio
@@ -198,10 +198,10 @@ class UsageTail:
     document; only that much is kept.
     """
 
-    _KEEP = 4096
-    _USED = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d+)')
+    _KEEP: ClassVar = 4096
+    _USED: ClassVar = re.compile(rb'"(prompt|input|completion|output)_tokens"\s*:\s*(\d+)')
     # What a model says cannot look like it: JSON escapes line ends and quotes.
-    _END = re.compile(
+    _END: ClassVar = re.compile(
         rb"(?:^|[\r\n])(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.completed)[\r\n])"
         rb'|"type"\s*:\s*"(?:message_stop|response\.completed)"'
     )

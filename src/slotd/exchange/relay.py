@@ -7,8 +7,8 @@ from slotd.exchange.engine_errors import tells_error
 from slotd.exchange.frames import FrameGate
 from slotd.exchange.headers import for_client
 from slotd.exchange.stall import Watch
-from slotd.exchange.transport import Response
 from slotd.wire.broken import Broken
+from slotd.wire.transport import Response
 
 __all__ = ["relay_bytes", "relay_events"]
 

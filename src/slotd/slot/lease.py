@@ -8,7 +8,7 @@ import trio
 from slotd.process.plan import Address
 from slotd.slot.backend import Abilities
 from slotd.slot.state import Fault
-from slotd.wire.http1 import Http1Pool
+from slotd.wire.transport import EngineTransport
 
 __all__ = ["Fate", "Lease"]
 
@@ -59,6 +59,6 @@ class Lease(msgspec.Struct, frozen=True):
     model: str
     model_name: str
     address: Address
-    http: Http1Pool
+    http: EngineTransport
     fate: Fate
     abilities: Abilities

@@ -30,7 +30,7 @@ async def get(http: Http1Pool, path: str, timeout_s: float) -> tuple[int, bytes]
                     body += data
                 return response.status, bytes(body)
         except ConnectFailed as exc:
-            cause = exc.__cause__
+            cause = exc.__context__
             if isinstance(cause, OSError) and cause.errno in SHORTAGE:
                 raise cause from None
         except Broken:

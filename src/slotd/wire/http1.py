@@ -23,9 +23,10 @@ from typing import Self
 import trio
 
 from slotd.wire.broken import BadResponse, Broken, ConnectFailed, UpstreamBroken
-from slotd.wire.fields import Field, Fields, HeadMemo
+from slotd.wire.fields import Field, Fields
 from slotd.wire.http1_conn import Connection, SocketAddress
 from slotd.wire.http1_wire import ResponseHead, ResponseReader, encode_request
+from slotd.wire.memo import HeadMemo
 
 __all__ = ["BadResponse", "Broken", "ConnectFailed", "Http1Pool", "Http1Response", "UpstreamBroken"]
 

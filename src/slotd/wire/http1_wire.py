@@ -9,10 +9,11 @@ llhttp's (through httptools), strict: what it does not accept is
 from __future__ import annotations
 
 import httptools
-import msgspec
 
+from slotd.value import Value
 from slotd.wire.broken import BadResponse
-from slotd.wire.fields import Field, Fields, HeadMemo, lines
+from slotd.wire.fields import Field, Fields, lines
+from slotd.wire.memo import HeadMemo
 
 __all__ = ["RECV_BYTES", "ResponseHead", "ResponseReader", "encode_request"]
 
@@ -54,7 +55,7 @@ def _lines_of_request(headers: Fields) -> bytes:
     return lines(Fields(field for field in headers if field[0].lower() not in _OWN_HEADERS))
 
 
-class ResponseHead(msgspec.Struct, frozen=True):
+class ResponseHead(Value, frozen=True):
     """What the head of a response says, but for the length of its body.
 
     ``events``: it announces an event stream. ``reusable``: another request may

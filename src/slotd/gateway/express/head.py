@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 
 import httptools
-import msgspec
 
 from slotd.capability.endpoints import ENDPOINTS, Endpoint
-from slotd.wire.fields import Fields, HeadMemo
+from slotd.value import Value
+from slotd.wire.fields import Fields
+from slotd.wire.memo import HeadMemo
 
 __all__ = ["CHUNKED", "HeadReader", "NotPlain", "RequestHead", "could_be_plain", "read_head"]
 
@@ -46,7 +47,7 @@ class NotPlain(Exception):
     """Not for this lane."""
 
 
-class RequestHead(msgspec.Struct, frozen=True):
+class RequestHead(Value, frozen=True):
     """A request's head. ``headers`` have no ``Content-Length``: ``length`` is that, or :data:`CHUNKED`."""
 
     endpoint: Endpoint

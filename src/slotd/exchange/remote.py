@@ -1,11 +1,10 @@
-"""How the exchange reaches a target: local engines by the lean client, remotes by httpx."""
+"""How the exchange reaches what slotd does not own: by httpx."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import httpx
 import trio
@@ -15,58 +14,9 @@ from slotd.exchange.headers import is_events
 from slotd.exchange.inbound import header
 from slotd.wire.broken import Broken
 from slotd.wire.fields import Fields
+from slotd.wire.transport import Response
 
-__all__ = ["Remote", "RemoteTransport", "Response", "Transport"]
-
-
-class Response(Protocol):
-    """An upstream's answer whose body is still to come. Whoever has it closes it, unless it is complete."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Fields:
-        """As received, but for the length of the body."""
-        ...
-
-    @property
-    def length(self) -> int | None:
-        """Of the body, as announced."""
-        ...
-
-    @property
-    def events(self) -> bool:
-        """Whether it is an event stream."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """Whether its natural end has come and every byte has been handed out."""
-        ...
-
-    def take(self) -> bytes:
-        """Body bytes that have arrived already; may be empty."""
-        ...
-
-    async def receive_some(self) -> bytes:
-        """Body bytes as they arrive; empty at the natural end. Raises :class:`Broken`."""
-        ...
-
-    async def aclose(self) -> None:
-        """End it where it stands: the connection is closed, unless it is complete. Idempotent."""
-        ...
-
-
-class Transport(Protocol):
-    """A way to a target. A local engine's is its :class:`~slotd.wire.http1.Http1Pool`."""
-
-    async def request(self, method: bytes, target: bytes, headers: Fields, body: bytes) -> Response:
-        """Send a request; returns when the answer's head is there. The caller must close it.
-
-        Raises :class:`~slotd.wire.broken.Broken`.
-        """
-        ...
+__all__ = ["Remote", "RemoteTransport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +74,17 @@ class _RemoteResponse:
 
 
 class RemoteTransport:
-    """To an upstream that slotd does not own."""
+    """Implements :class:`~slotd.wire.transport.Transport`."""
 
     def __init__(self, client: httpx.AsyncClient, remote: Remote) -> None:
         self._client = client
         self._remote = remote
 
     async def request(self, method: bytes, target: bytes, headers: Fields, body: bytes) -> Response:
-        """See :class:`Transport`. Raises also :class:`UpstreamTimeout` and :class:`UpstreamUnavailable`."""
+        """See :class:`~slotd.wire.transport.Transport`.
+
+        Raises also :class:`UpstreamTimeout` and :class:`UpstreamUnavailable`.
+        """
         remote = self._remote
         # Paths come as "/v1/..." and the configured base ends in "/v1".
         path = target.decode("latin-1")
