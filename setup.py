@@ -22,7 +22,6 @@ COMPILED = (
     "slotd/exchange/attempts.py",
     "slotd/exchange/claims.py",
     "slotd/exchange/exchange.py",
-    "slotd/exchange/forward.py",
     "slotd/exchange/frames.py",
     "slotd/exchange/record.py",
     "slotd/exchange/relay.py",

@@ -164,7 +164,8 @@ async def with_lane(
     with trio.fail_after(10_000):  # of virtual time, mostly
         async with trio.open_nursery() as nursery:
             lane = Lane(behind, intake, uploads, settings)
-            nursery.start_soon(lane.run)
+            nursery.start_soon(lane.notice_hangups)
+            nursery.start_soon(lane.notice_late_heads)
             world = World(lane, behind, uploads, nursery)
             try:
                 await test(world)

@@ -41,20 +41,22 @@ async def accounted(
     record = answer.record
     records.open(record)
     try:
-        if not scope_entered:
+        if scope_entered:
+            ended = False
+            try:
+                await _answered(answer, work)
+            except BaseException as exc:
+                ended = record.cause is not None and _is_cancellation(exc)
+                if not ended:
+                    raise
+            if ended and record.cause is not None and not answer.complete:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
+                    await answer.fail(record.cause)
+        else:
             with record.scope:
                 await _answered(answer, work)
             if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
                 await answer.fail(record.cause)
-        else:
-            try:
-                await _answered(answer, work)
-            except BaseException as exc:
-                if record.cause is None or not _is_cancellation(exc):
-                    raise
-                if not answer.complete:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
-                        await answer.fail(record.cause)
     finally:
         record.tokens_in, record.tokens_out = answer.usage.read()
         if record.outcome == "live":
@@ -79,16 +81,19 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 async def _answered(answer: Answer, work: Callable[[], Awaitable[None]]) -> None:
     record = answer.record
+    failed: SlotdError | None = None
     try:
         await work()
     except SlotdError as error:
         # Who is ended from outside may see what that did to others first.
-        await answer.fail(record.cause or error)
+        failed = record.cause or error
     except ClientGone:
         raise
     except Exception:
         log.exception("a request met a bug", request=record.id, path=record.path)
-        await answer.fail(SlotdError("slotd itself failed at this request; its log says why"))
-    else:
-        refused = (record.status or 0) >= 400 or record.error is not None
-        record.outcome = "error" if refused else "ok"
+        failed = SlotdError("slotd itself failed at this request; its log says why")
+    if failed is not None:
+        await answer.fail(failed)
+        return
+    refused = (record.status or 0) >= 400 or record.error is not None
+    record.outcome = "error" if refused else "ok"

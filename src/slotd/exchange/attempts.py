@@ -38,12 +38,12 @@ FATE_WAIT_S = 0.25
 
 
 class _Lost(Exception):
-    """The engine is lost, by ``error``. ``again``: a fresh one may do better."""
+    """The engine is lost, by ``error``, as ``broken`` has shown."""
 
-    def __init__(self, error: EngineLost, *, again: bool) -> None:
+    def __init__(self, error: EngineLost, broken: Broken) -> None:
         super().__init__(error.message)
         self.error = error
-        self.again = again
+        self.broken = broken
 
 
 class Attempts:
@@ -93,7 +93,7 @@ class Attempts:
                 except _Lost as gone:
                     lost = gone.error
                     if not self._goes_again(carriage, gone):
-                        raise lost from gone.__cause__
+                        raise lost from gone.broken
                 claims.release()
                 self._note_replay(carriage, lease, lost)
         finally:
@@ -107,7 +107,9 @@ class Attempts:
     def _goes_again(self, carriage: Carriage, gone: _Lost) -> bool:
         left = carriage.policy.max_replays - carriage.record.replays
         ended = carriage.record.cause is not None
-        return gone.again and not carriage.answer.begun and left > 0 and not ended
+        # An answer that makes no sense will make none the next time.
+        again = not gone.broken.nonsense
+        return again and not carriage.answer.begun and left > 0 and not ended
 
     def _note_replay(self, carriage: Carriage, lease: Lease, lost: EngineLost) -> None:
         record = carriage.record
@@ -162,8 +164,10 @@ class Attempts:
                     return
             with self._watch(carriage, lease, began) as watch:
                 await forward(outgoing, lease.http, answer, watch)
+                return
         except Broken as exc:
-            raise _Lost(await self._engine_lost(lease, exc), again=not exc.nonsense) from exc
+            broken = exc
+        raise _Lost(await self._engine_lost(lease, broken), broken)
 
     def _watch(self, carriage: Carriage, lease: Lease, began: float | None) -> Watch:
         def end(stalled: StreamStalled) -> None:

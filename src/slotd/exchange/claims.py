@@ -99,20 +99,18 @@ class Claims:
         after = self._carriage.record.began + plan.after_s
         try:
             return await self._patiently(slot, model, fallbacks, after, asked)
-        except SlotdError as refusal:
-            if not fallbacks or not calls_for_fallback(refusal):
+        except SlotdError as error:
+            if not fallbacks or not calls_for_fallback(error):
                 raise
-            self._carriage.record.fallback_error = refusal.code
-            if (lease := await self._at_once(fallbacks)) is not None:
-                return lease
-            if isinstance(refusal, SlotLoading):
-                raise
+            refusal = error
+        self._carriage.record.fallback_error = refusal.code
+        if (lease := await self._at_once(fallbacks)) is not None:
+            return lease
+        if not isinstance(refusal, SlotLoading):
             for fallback in fallbacks:
-                try:
+                with suppress(SlotdError):  # what the slot itself said is the answer
                     return await self._patiently(fallback, "", fallbacks, after)
-                except SlotdError:
-                    continue  # what the slot itself said is the answer
-            raise
+        raise refusal
 
     async def _patiently(
         self, slot: str, model: str, others: tuple[str, ...], after: float, asked: Reply[Lease] | None = None

@@ -159,7 +159,8 @@ async def run_server(
     async with listener, trio.open_nursery() as base:
         base.start_soon(follow)
         if lane is not None:
-            base.start_soon(lane.run)
+            base.start_soon(lane.notice_hangups)
+            base.start_soon(lane.notice_late_heads)
         await base.start(lifespan.handle_lifespan)
         await lifespan.wait_for_startup()
         async with trio.open_nursery() as late:

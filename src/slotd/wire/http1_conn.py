@@ -11,19 +11,16 @@ import os
 import select
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import trio
+
+from slotd.wire.either import wait_either
 
 __all__ = ["Connection", "SocketAddress"]
 
 SocketAddress = tuple[socket.AddressFamily, Any]
 """An address family and an address of it, as :func:`socket.getaddrinfo` gives them."""
-
-
-class _Ready(Protocol):
-    async def __call__(self, sock: socket.socket, /) -> None: ...
 
 
 class Connection:
@@ -150,7 +147,7 @@ class Connection:
     async def _send_or_arrival(self) -> None:
         if self.closed:
             raise trio.ClosedResourceError
-        await _wait_either(self._socket())
+        await wait_either(self._socket())
         if self.closed:
             raise trio.ClosedResourceError
         self._push()
@@ -214,17 +211,3 @@ def is_self_connected(sock: socket.socket, address: Any) -> bool:
     """
     own = sock.getsockname()
     return bool(own[1] == address[1] and own == sock.getpeername())
-
-
-async def _wait_either(sock: socket.socket) -> None:
-    """Until the socket is readable, writable or closed on this side."""
-
-    async def wait(ready: _Ready) -> None:
-        # Closed on this side: the caller looks, an exception group tells no more.
-        with suppress(trio.ClosedResourceError):
-            await ready(sock)
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait, trio.lowlevel.wait_writable)
-        await wait(trio.lowlevel.wait_readable)

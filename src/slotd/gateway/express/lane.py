@@ -53,7 +53,7 @@ class _Ended(Exception):
 class Lane:
     """Serves connections. Owns what waits between two requests, so that a stop can end it.
 
-    :meth:`run` must run meanwhile: it notices clients that leave.
+    :meth:`notice_hangups` and :meth:`notice_late_heads` must run meanwhile.
     """
 
     def __init__(
@@ -72,21 +72,21 @@ class Lane:
         self._reading: dict[ClientSocket, None] = {}
         self._stopping = False
 
-    async def run(self) -> NoReturn:
-        """Notice clients that leave and heads that are overdue, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hangups.run)
-            while True:
-                # A deadline for each head would cost more than reading it, and knowing the time is not free.
-                await trio.sleep(LOOK_S)
-                now = trio.current_time()
-                for client in tuple(self._reading):
-                    if client.read_by is None:
-                        client.read_by = (
-                            now + client.patience_s
-                        )  # nor would reading the time for each be free
-                    elif client.read_by <= now:
-                        client.give_up()
+    async def notice_hangups(self) -> NoReturn:
+        """Notice clients that leave, until cancelled."""
+        await self._hangups.run()
+
+    async def notice_late_heads(self) -> NoReturn:
+        """Notice heads that are overdue, until cancelled."""
+        while True:
+            # A deadline for each head would cost more than reading it, and knowing the time is not free.
+            await trio.sleep(LOOK_S)
+            now = trio.current_time()
+            for client in tuple(self._reading):
+                if client.read_by is None:
+                    client.read_by = now + client.patience_s
+                elif client.read_by <= now:
+                    client.give_up()
 
     def stop(self) -> None:
         """Connections end with the answers that are under way, and those between two requests now.
@@ -128,9 +128,8 @@ class Lane:
     async def _requests(self, client: ClientSocket, scope: trio.CancelScope) -> None:
         """One after the other, in ``scope``; returns when the connection is to end. Raises NotPlain."""
         while True:
-            try:
-                head = await self._read_head(client, fresh=not client.served)
-            except _Ended:
+            head = await self._read_head(client, fresh=not client.served)
+            if head is None:
                 if client.overdue and client.received:
                     await self._refuse(client, self._too_late(), "openai")
                 return
@@ -147,12 +146,12 @@ class Lane:
 
     # --- reading -------------------------------------------------------------------------
 
-    async def _read_head(self, client: ClientSocket, *, fresh: bool) -> RequestHead:
-        """The head of the next request. Raises :class:`NotPlain`, :class:`_Ended`."""
+    async def _read_head(self, client: ClientSocket, *, fresh: bool) -> RequestHead | None:
+        """The head of the next request; None if it does not come. Raises :class:`NotPlain`."""
         server = self._settings.value.config.server
         received = client.received
         if self._stopping and not received:
-            raise _Ended
+            return None
         patience_s = server.head_timeout_s
         if not (received or fresh):
             patience_s = max(KEEP_ALIVE_S, patience_s + 1)
@@ -170,9 +169,9 @@ class Lane:
                 seen = len(received)
                 await trio.lowlevel.wait_readable(client.sock)
                 if not client.take_in():
-                    raise _Ended
-        except (OSError, trio.ClosedResourceError) as exc:
-            raise _Ended from exc
+                    return None
+        except (OSError, trio.ClosedResourceError):
+            return None
         finally:
             del self._reading[client]
         if end > server.max_head_kb * 1024:
@@ -240,6 +239,7 @@ class Lane:
     async def _one(self, client: ClientSocket, head: RequestHead, scope: trio.CancelScope) -> bool:
         """Answer one request; whether another may follow."""
         dialect, server = head.endpoint.dialect, self._settings.value.config.server
+        refusal: SlotdError | None = None
         try:
             priority = self._intake.check_key(head.headers)
             self._intake.admit(server.max_connections)
@@ -250,14 +250,17 @@ class Lane:
         except _Ended:
             return False
         except SlotdError as error:
+            refusal = error
+        if refusal is not None:
             # What is left of the body is not worth reading.
-            await self._refuse(client, error, dialect)
+            await self._refuse(client, refusal, dialect)
             return False
         inbound = self._intake.inbound(
             head.endpoint, head.query, head.headers, body, client.peer, priority, scope
         )
         out = SocketOut(client, server.write_timeout_s, close=self._stopping or not head.keep_alive)
         client.begin(scope)
+        failed = False
         try:
             await self._carrier.run(inbound, out)
             if not client.gone:
@@ -266,12 +269,14 @@ class Lane:
             return False  # half an answer: the connection ends, and so it is told
         except Exception:
             log.exception("a request met a bug", request=inbound.id, path=inbound.path)
-            if not out.begun:
-                failed = SlotdError("slotd itself failed at this request; its log says why")
-                await self._refuse(client, failed, dialect)
-            return False
+            failed = True
         finally:
             client.end()
+        if failed:
+            if not out.begun:
+                bug = SlotdError("slotd itself failed at this request; its log says why")
+                await self._refuse(client, bug, dialect)
+            return False
         return not (client.gone or out.closes)
 
     async def _refuse(self, client: ClientSocket, error: SlotdError, dialect: Dialect) -> None:
