@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from slotd.config.secrets import PRIORITIES
 from slotd.errors import RequestInvalid
 from slotd.exchange.inbound import Headers, header
+from slotd.value import Value
 from slotd.wire.fields import Fields
 
 __all__ = ["Wishes", "read_wishes"]
@@ -17,7 +16,7 @@ _SECONDS = re.compile(rb"\d{1,6}(?:\.\d{1,6})?", re.ASCII)
 _INTEGER = re.compile(rb"[+-]?\d{1,3}", re.ASCII)
 
 
-class Wishes(msgspec.Struct, frozen=True):
+class Wishes(Value, frozen=True):
     """``wait_s``: seconds the client is ready to wait for a slot, None for as long as it takes.
 
     ``priority``: higher ones are served first, 0 is the usual one.

@@ -54,7 +54,7 @@ class Connection:
         for family, address in addresses:
             if self.closed:
                 raise trio.ClosedResourceError
-            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 if not _begin(sock, address):
                     await _end(sock, until)
@@ -177,7 +177,6 @@ class Connection:
 
 def _begin(sock: socket.socket, address: Any) -> bool:
     """Begin to connect; whether that is done. On loopback the handshake is over when the call returns."""
-    sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     code = sock.connect_ex(address)
     if code not in (0, errno.EINPROGRESS):
