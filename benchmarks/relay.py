@@ -12,6 +12,7 @@ the same core as slotd (``taskset -c 0``). See ``benchmarks/README.md``.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from relaying import plot, report, scenarios
 from relaying.measure import Cells, measure, warm_up
-from relaying.targets import MODEL, Peer, start
+from relaying.targets import COMPILED, MODEL, Peer, start
 from rig.processes import Cores, lift_file_limit, pss_mib
 from rig.report import QUICK_RESULTS, RESULTS, describe, machine, save, show_bars
 
@@ -52,6 +53,7 @@ def main() -> None:
                     cores,
                     stub_port=options.stub_port,
                     worker=options.worker,
+                    compiled=options.compiled,
                     peers=options.peers,
                     without=frozenset(options.without),
                 ) as targets,
@@ -63,6 +65,8 @@ def main() -> None:
     took = time.monotonic() - began
     summaries = [report.summarise(c) for c in cells]
     bars = report.bars(summaries)
+    if any(target.name == COMPILED for target in targets):
+        bars += report.bars(summaries, COMPILED)
     report.show(console, summaries, targets)
     show_bars(console, bars)
     pinned = f"proxies on core {cores.measured}, engine and load generator on core {cores.others}"
@@ -107,6 +111,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a target out")
     parser.add_argument("--stub-port", type=int, default=0, help="where the stub engine listens")
     parser.add_argument("--worker", choices=("asyncio", "trio"), default="asyncio", help="of the reference")
+    parser.add_argument(
+        "--compiled", default="", metavar="PYTHON", help="ask a compiled slotd too: the Python that has it"
+    )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
     for what, meta in (("pid", "PID"), ("model", "MODEL"), ("key", "KEY"), ("version", "TEXT")):
         parser.add_argument(f"--peer-{what}", action="append", default=[], metavar=f"NAME={meta}")
@@ -120,11 +127,18 @@ def _options() -> argparse.Namespace:
     options.out = options.out or (QUICK_RESULTS if options.quick else RESULTS)
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds and --seconds must be positive")
+    if options.compiled and not _is_compiled(options.compiled):
+        parser.error(f"the slotd of {options.compiled} is not compiled; see scripts/test-compiled")
     try:
         options.peers = _peers(options)
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def _is_compiled(python: str) -> bool:
+    told = subprocess.run([python, "-m", "slotd", "--version"], capture_output=True, text=True, check=False)
+    return told.stdout.strip().endswith("compiled")
 
 
 def _peers(options: argparse.Namespace) -> list[Peer]:

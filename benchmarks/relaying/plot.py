@@ -7,11 +7,11 @@ from pathlib import Path
 
 from relaying.report import Summary
 from relaying.scenarios import PACED, SMALL
-from relaying.targets import DIRECT, EXPRESS, QUART, REFERENCE
+from relaying.targets import COMPILED, DIRECT, EXPRESS, QUART, REFERENCE
 
 __all__ = ["draw"]
 
-KNOWN = {DIRECT: "0.6", EXPRESS: "#0b6e4f", QUART: "#6fb98f", REFERENCE: "#b8401f"}
+KNOWN = {DIRECT: "0.6", COMPILED: "#01331f", EXPRESS: "#0b6e4f", QUART: "#6fb98f", REFERENCE: "#b8401f"}
 OTHERS = ("#2f5d9b", "#8a5fa8", "#c28a1b", "#444444")
 PANELS = (
     (SMALL, "per_s", "requests/s, small JSON", "connections"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -183,44 +183,47 @@ def _table(
     console.print(table)
 
 
-def bars(summaries: Sequence[Summary]) -> list[Bar]:
-    """What slotd's relay promises, against what came out."""
+def bars(summaries: Sequence[Summary], mine: str = EXPRESS) -> list[Bar]:
+    """What slotd's relay promises, against what came out for the target ``mine``."""
     found = {(s.scenario.what, s.scenario.connections, s.target): s for s in summaries}
 
-    def of(name: str, what: str, count: int, target: str) -> float | None:
+    def of(name: str, what: str, count: int, target: str = mine) -> float | None:
         summary = found.get((what, count, target))
         return None if summary is None else _get(name)(summary)
 
     def times(count: int, other: str) -> float | None:
-        return _over(of("per_s", SMALL, count, EXPRESS), of("per_s", SMALL, count, other))
+        return _over(of("per_s", SMALL, count), of("per_s", SMALL, count, other))
 
-    def added(name: str, what: str, count: int) -> float | None:
-        mine, alone = of(name, what, count, EXPRESS), of(name, what, count, DIRECT)
-        return None if mine is None or alone is None else mine - alone
+    def added(name: str, what: str, count: int, target: str = mine) -> float | None:
+        value, alone = of(name, what, count, target), of(name, what, count, DIRECT)
+        return None if value is None or alone is None else value - alone
 
-    first = _over(of("first_p99_ms", PACED, 500, EXPRESS), of("first_p99_ms", PACED, 500, REFERENCE))
-    return [
-        Bar(
-            f"requests/s over {REFERENCE}, {SMALL}, 16 connections", times(16, REFERENCE), 12, "at least", "x"
-        ),
-        Bar(f"requests/s over {LLAMA_CPP}, {SMALL}, 8 connections", times(8, LLAMA_CPP), 3, "at least", "x"),
-        Bar(
-            f"requests/s over {LLAMA_SWAP}, {SMALL}, 16 connections",
-            times(16, LLAMA_SWAP),
-            1,
-            "at least",
+    def first(other: str) -> float | None:
+        return _over(of("first_p99_ms", PACED, 500), of("first_p99_ms", PACED, 500, other))
+
+    alone = added("p50_ms", SMALL, 1)
+    measured: list[tuple[str, float | None, float, Literal["at least", "at most"], str]] = [
+        (f"requests/s over {REFERENCE}, {SMALL}, 16 connections", times(16, REFERENCE), 12, "at least", "x"),
+        (f"requests/s over {LLAMA_CPP}, {SMALL}, 8 connections", times(8, LLAMA_CPP), 3, "at least", "x"),
+        (f"requests/s over {LLAMA_SWAP}, {SMALL}, 16 connections", times(16, LLAMA_SWAP), 1, "at least", "x"),
+        ("added to p50, one connection", alone, 0.25, "at most", "ms"),
+        (
+            f"the same over what {LLAMA_CPP} adds",
+            _over(alone, added("p50_ms", SMALL, 1, LLAMA_CPP)),
+            0.5,
+            "at most",
             "x",
         ),
-        Bar("added to p50, one connection", added("p50_ms", SMALL, 1), 0.25, "at most", "ms"),
-        Bar(f"first token p99 over {REFERENCE}, 500 streams", first, 0.1, "at most", "x"),
-        Bar(
+        (f"first token p99 over {REFERENCE}, 500 streams", first(REFERENCE), 0.1, "at most", "x"),
+        (f"first token p99 over {LLAMA_SWAP}, 500 streams", first(LLAMA_SWAP), 1, "at most", "x"),
+        (
             "added under way p99, 1,000 streams held",
             added("held_p99_ms", PACED, 1000),
             20,
             "at most",
             "ms",
         ),
-        Bar(
+        (
             "added to gap p99, 1,000 streams, begun and ended at once",
             added("gap_p99_ms", PACED, 1000),
             20,
@@ -228,6 +231,8 @@ def bars(summaries: Sequence[Summary]) -> list[Bar]:
             "ms",
         ),
     ]
+    whose = "" if mine == EXPRESS else f"{mine}: "
+    return [Bar(whose + what, value, limit, sense, unit) for what, value, limit, sense, unit in measured]
 
 
 def _over(mine: float | None, other: float | None) -> float | None:

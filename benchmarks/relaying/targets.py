@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 from rig.processes import Cores, Running, with_descendants
 
-__all__ = ["DIRECT", "EXPRESS", "QUART", "REFERENCE", "Peer", "Target", "start"]
+__all__ = ["COMPILED", "DIRECT", "EXPRESS", "QUART", "REFERENCE", "Peer", "Target", "start"]
 
 DIRECT, EXPRESS, QUART, REFERENCE = "direct", "slotd", "slotd (Quart lane)", "Quart + httpx"
+COMPILED = "slotd, compiled"
 HERE = Path(__file__).parent.parent
 MODEL = "stub"
 
@@ -72,10 +73,14 @@ def start(
     *,
     stub_port: int,
     worker: str,
+    compiled: str,
     peers: list[Peer],
     without: frozenset[str],
 ) -> Iterator[list[Target]]:
-    """All of them, running; those that this starts end with the block. Their logs lie in ``folder``."""
+    """All of them, running; those that this starts end with the block. Their logs lie in ``folder``.
+
+    ``compiled``: a Python with a slotd that is compiled, "" for none.
+    """
     with ExitStack() as stack:
 
         def run(name: str, argv: list[str]) -> Running:
@@ -87,6 +92,9 @@ def start(
         targets = [_at(DIRECT, engine, ())]
         if EXPRESS not in without:
             targets.append(_at(EXPRESS, *_slotd(run, folder, "express", engine, express=True)))
+        if compiled and COMPILED not in without:
+            at = _slotd(run, folder, "compiled", engine, express=True, python=compiled)
+            targets.append(_at(COMPILED, *at))
         if QUART not in without:
             targets.append(_at(QUART, *_slotd(run, folder, "quart", engine, express=False)))
         if REFERENCE not in without:
@@ -98,14 +106,14 @@ def start(
 
 
 def _slotd(
-    run: object, folder: Path, name: str, engine: str, *, express: bool
+    run: object, folder: Path, name: str, engine: str, *, express: bool, python: str = sys.executable
 ) -> tuple[str, tuple[int, ...]]:
     assert callable(run)
     config = folder / f"{name}.toml"
     lane = "" if express else "express = false\n"
     state = json.dumps(str(folder / f"{name}.state"))
     config.write_text(CONFIG.format(state=state, express=lane, model=MODEL, url=engine))
-    slotd: Running = run(f"slotd-{name}", [sys.executable, "-m", "slotd", "serve", "-c", str(config)])
+    slotd: Running = run(f"slotd-{name}", [python, "-m", "slotd", "serve", "-c", str(config)])
     url = slotd.word("slotd listens on ")
     return url, tuple(with_descendants(slotd.pid))
 

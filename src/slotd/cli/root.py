@@ -26,7 +26,7 @@ from slotd.cli.tables import (
     upstreams_table,
 )
 from slotd.errors import SlotdError
-from slotd.version import VERSION
+from slotd.version import VERSION, is_compiled
 
 __all__ = ["app"]
 
@@ -62,7 +62,7 @@ def _print_json(document: Any) -> None:
 
 def _version(show: bool) -> None:
     if show:
-        print(f"slotd {VERSION}")
+        print(f"slotd {VERSION}, compiled" if is_compiled() else f"slotd {VERSION}")
         raise typer.Exit
 
 
