@@ -9,7 +9,10 @@ and the tests run over both (``scripts/test-compiled``). An editable install is 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -57,7 +60,18 @@ def requirements() -> list[str]:
 
 
 def modules() -> list[object]:
-    """The extension modules. Raises ``ImportError`` without mypyc."""
+    """The extension modules. Raises ``ImportError`` without mypyc, and ends without what compiling takes."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if shutil.which(compiler) is None:
+        sys.exit(
+            f"SLOTD_COMPILE is set, and there is no C compiler ({compiler}); on Debian and Ubuntu: "
+            "apt-get install gcc libc6-dev python3-dev. Without SLOTD_COMPILE slotd installs uncompiled."
+        )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        sys.exit(
+            "SLOTD_COMPILE is set, and Python's headers are missing; on Debian and Ubuntu: "
+            "apt-get install python3-dev. Without SLOTD_COMPILE slotd installs uncompiled."
+        )
     from mypyc.build import mypycify
 
     source = Path(__file__).parent / "src"

@@ -26,7 +26,7 @@ def waits(nodes: list[ast.stmt]) -> Iterator[int]:
     """Lines on which one of these statements waits."""
     for stmt in nodes:
         for node in ast.walk(stmt):
-            if isinstance(node, ast.Await | ast.AsyncWith | ast.AsyncFor):
+            if isinstance(node, ast.Await | ast.AsyncWith | ast.AsyncFor | ast.Yield | ast.YieldFrom):
                 yield node.lineno
 
 

@@ -19,12 +19,13 @@ class Reply(Generic[T]):
     remembering which it has answered. Both are synchronous.
     """
 
-    __slots__ = ("_abandoned", "_error", "_event", "_open", "_settled", "_value")
+    __slots__ = ("_abandoned", "_error", "_event", "_open", "_refused", "_settled", "_value")
 
     def __init__(self) -> None:
         self._event: trio.Event | None = None  # there while somebody waits
         self._value: T | None = None
         self._error: BaseException | None = None
+        self._refused = False
         self._settled = False
         self._abandoned = False
         self._open: set[Reply[Any]] | None = None
@@ -36,7 +37,7 @@ class Reply(Generic[T]):
     @property
     def answered(self) -> bool:
         """Whether it has been settled with a value."""
-        return self._settled and self._error is None
+        return self._settled and not self._refused
 
     @property
     def abandoned(self) -> bool:
@@ -59,7 +60,7 @@ class Reply(Generic[T]):
         """Settle with an error, which is raised at the asker."""
         if self._settled:
             return False
-        self._error = error
+        self._error, self._refused = error, True
         return self._settle()
 
     def _settle(self) -> bool:
@@ -77,11 +78,17 @@ class Reply(Generic[T]):
             self._open.discard(self)
 
     def result(self) -> T:
-        """What it was settled with. Raises the refusal, or :class:`RuntimeError` while it is open."""
+        """What it was settled with. Raises the refusal, once, and :class:`RuntimeError` while it is open."""
         if not self._settled:
             raise RuntimeError("nobody has answered yet")
-        if self._error is not None:
-            raise self._error
+        if self._refused:
+            # Not kept: what is raised leads by its traceback to whoever has this, and so
+            # back to itself, and all that its asker has would wait for the garbage collector.
+            error, self._error = self._error, None
+            try:
+                raise error or RuntimeError("the refusal has been raised already")
+            finally:
+                del error
         return self._value  # type: ignore[return-value] # settled without error: it is a T
 
     async def wait(self) -> T:

@@ -49,14 +49,14 @@ async def accounted(
                 ended = record.cause is not None and _is_cancellation(exc)
                 if not ended:
                     raise
-            if ended and record.cause is not None and not answer.complete:
+            if ended and not answer.complete:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + TELL_S):
-                    await answer.fail(record.cause)
+                    await _tell(answer)
         else:
             with record.scope:
                 await _answered(answer, work)
-            if record.scope.cancelled_caught and record.cause is not None and not answer.complete:
-                await answer.fail(record.cause)
+            if record.scope.cancelled_caught and not answer.complete:
+                await _tell(answer)
     finally:
         record.tokens_in, record.tokens_out = answer.usage.read()
         if record.outcome == "live":
@@ -70,6 +70,16 @@ async def accounted(
             if not answer.complete and record.scope.deadline <= trio.current_time():
                 record.outcome, record.error = "error", StreamStalled.code
         records.close(record)
+
+
+async def _tell(answer: Answer) -> None:
+    """Why it was ended from outside, if it was."""
+    cause = answer.record.cause
+    try:
+        if cause is not None and not await answer.fail(cause):
+            raise cause
+    finally:
+        cause = None  # whose traceback leads back here
 
 
 def _is_cancellation(exc: BaseException) -> bool:
@@ -93,7 +103,11 @@ async def _answered(answer: Answer, work: Callable[[], Awaitable[None]]) -> None
         log.exception("a request met a bug", request=record.id, path=record.path)
         failed = SlotdError("slotd itself failed at this request; its log says why")
     if failed is not None:
-        await answer.fail(failed)
+        try:
+            if not await answer.fail(failed):
+                raise failed
+        finally:
+            failed = None  # whose traceback leads back here: a request is not left to the garbage collector
         return
     refused = (record.status or 0) >= 400 or record.error is not None
     record.outcome = "error" if refused else "ok"

@@ -115,11 +115,11 @@ class Answer:
         self.begun = True
         await self._out.send(frame)
 
-    async def fail(self, error: SlotdError) -> None:
+    async def fail(self, error: SlotdError) -> bool:
         """End with ``error``: a response of its own, or the last event of a stream.
 
-        Raises it where nothing well-formed can follow, for the adapter to break
-        the connection off.
+        False where nothing well-formed can follow: it is to be raised then, for the
+        adapter to break the connection off.
         """
         self.record.outcome, self.record.error = "error", error.code
         if not self.started:
@@ -129,7 +129,8 @@ class Answer:
         elif self.events and (self.gate is None or self.gate.clean):
             await self._out.send(sse_error(error, self.dialect))
         else:
-            raise error
+            return False
+        return True
 
     def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
         if not isinstance(headers, Fields):

@@ -72,14 +72,16 @@ class Attempts:
         self._check_media(carriage, slot)
         claims = Claims(self._slots, carriage)
         lost: EngineLost | None = None
+        broken: Broken | None = None
         began: float | None = None
         try:
             while True:
                 try:
                     lease = claims.take(slot, route.slot_model) or await claims.claim(slot, route.slot_model)
                 except SlotQueueTimeout as late:
-                    # For one that has lost its engine, that is what happened.
-                    raise late if lost is None else lost from late
+                    if lost is None:
+                        raise
+                    raise lost from late  # that is what happened to this one
                 if lost is None and route.generation not in (None, lease.generation):
                     raise RouteStale(f"slot {slot!r} was restarted since the route was found")
                 if lease.slot != slot:
@@ -91,12 +93,13 @@ class Attempts:
                         return await self._attempt_aloud(carriage, route, lease, began)
                     return await self._attempt(carriage, route, lease, began)
                 except _Lost as gone:
-                    lost = gone.error
-                    if not self._goes_again(carriage, gone):
-                        raise lost from gone.broken
+                    lost, broken = gone.error, gone.broken
+                if not self._goes_again(carriage, broken):
+                    raise lost from broken
                 claims.release()
                 self._note_replay(carriage, lease, lost)
         finally:
+            lost = broken = None  # what is raised leads back here
             claims.release()
 
     def _check_media(self, carriage: Carriage, slot: str) -> None:
@@ -104,11 +107,11 @@ class Attempts:
         if slot in policy.text_only:
             refuse_media(inbound.endpoint.upstream_path, inbound.body, slot, policy.seeing)
 
-    def _goes_again(self, carriage: Carriage, gone: _Lost) -> bool:
+    def _goes_again(self, carriage: Carriage, broken: Broken) -> bool:
         left = carriage.policy.max_replays - carriage.record.replays
         ended = carriage.record.cause is not None
         # An answer that makes no sense will make none the next time.
-        again = not gone.broken.nonsense
+        again = not broken.nonsense
         return again and not carriage.answer.begun and left > 0 and not ended
 
     def _note_replay(self, carriage: Carriage, lease: Lease, lost: EngineLost) -> None:
@@ -167,7 +170,10 @@ class Attempts:
                 return
         except Broken as exc:
             broken = exc
-        raise _Lost(await self._engine_lost(lease, broken), broken)
+        try:
+            raise _Lost(await self._engine_lost(lease, broken), broken)
+        finally:
+            del broken  # whose traceback leads back here
 
     def _watch(self, carriage: Carriage, lease: Lease, began: float | None) -> Watch:
         def end(stalled: StreamStalled) -> None:

@@ -51,10 +51,12 @@ class Claims:
     def take(self, slot: str, model: str) -> Lease | None:
         """A lease on ``slot`` that needs nobody's decision; None: :meth:`claim` it."""
         id = self._next()
+        self._note(id, slot)
         lease = self._slots.take(slot, id, model)
         if lease is None:
+            del self._open[id]  # nobody has heard of it
+            self._named -= 1
             return None
-        self._note(id, slot)
         record = self._carriage.record
         record.wait_s, record.fallback_error = record.wait_s or 0.0, None
         return self._granted(lease, slot)
@@ -103,14 +105,17 @@ class Claims:
             if not fallbacks or not calls_for_fallback(error):
                 raise
             refusal = error
-        self._carriage.record.fallback_error = refusal.code
-        if (lease := await self._at_once(fallbacks)) is not None:
-            return lease
-        if not isinstance(refusal, SlotLoading):
-            for fallback in fallbacks:
-                with suppress(SlotdError):  # what the slot itself said is the answer
-                    return await self._patiently(fallback, "", fallbacks, after)
-        raise refusal
+        try:
+            self._carriage.record.fallback_error = refusal.code
+            if (lease := await self._at_once(fallbacks)) is not None:
+                return lease
+            if not isinstance(refusal, SlotLoading):
+                for fallback in fallbacks:
+                    with suppress(SlotdError):  # what the slot itself said is the answer
+                        return await self._patiently(fallback, "", fallbacks, after)
+            raise refusal
+        finally:
+            del refusal  # whose traceback leads back here
 
     async def _patiently(
         self, slot: str, model: str, others: tuple[str, ...], after: float, asked: Reply[Lease] | None = None

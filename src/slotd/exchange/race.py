@@ -26,14 +26,17 @@ async def first_of(*contenders: Callable[[], Awaitable[T]]) -> T:
     async with trio.open_nursery() as nursery:
 
         async def run(contender: Callable[[], Awaitable[T]]) -> None:
-            end: outcome.Outcome[T]
             try:
-                end = outcome.Value(await contender())
+                ends.append(outcome.Value(await contender()))
             except Exception as exc:
-                end = outcome.Error(exc)
-            ends.append(end)
+                ends.append(outcome.Error(exc))
             nursery.cancel_scope.cancel()
 
         for contender in contenders:
             nursery.start_soon(run, contender)
-    return ends[0].unwrap()
+    first = ends[0]
+    ends.clear()
+    try:
+        return first.unwrap()
+    finally:
+        del first  # the traceback of what it raises leads here

@@ -147,6 +147,7 @@ class RecordBook:
                 record.outcome, record.error = "error", cause.code
             record.total_s = record.elapsed()
             record.phase = "done"
+            record.cause = None  # has been told; if it was raised, its traceback leads to the whole request
             self._recent.append(record)
             self._on_finish(record)
 

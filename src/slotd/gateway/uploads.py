@@ -24,8 +24,7 @@ class Uploads:
 
     async def receive(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """What ``read`` returns, unless :meth:`end_all` comes first: then its cause is raised."""
-        if self._cause is not None:
-            raise self._cause
+        self._refuse()
         scope = trio.CancelScope()
         self._receiving[scope] = None
         try:
@@ -33,8 +32,12 @@ class Uploads:
                 return await read()
         finally:
             del self._receiving[scope]
-        assert self._cause is not None, "nobody else cancels it"
-        raise self._cause
+        self._refuse()
+        raise AssertionError("nobody else cancels it")
+
+    def _refuse(self) -> None:
+        if self._cause is not None:
+            raise self._cause
 
     def end_all(self, cause: SlotdError) -> int:
         """Wait for no more of any, now or later; returns how many there were."""

@@ -247,9 +247,8 @@ class Http1Response(ResponseReader):
             self._finish(keep=False)
 
     async def aclose(self) -> None:
-        """:meth:`abort`, then a checkpoint."""
+        """:meth:`abort`. No checkpoint: an answer that has been given is not to be lost at its end."""
         self.abort()
-        await trio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> Self:
         return self

@@ -252,8 +252,11 @@ class Lane:
         except SlotdError as error:
             refusal = error
         if refusal is not None:
-            # What is left of the body is not worth reading.
-            await self._refuse(client, refusal, dialect)
+            try:
+                # What is left of the body is not worth reading.
+                await self._refuse(client, refusal, dialect)
+            finally:
+                refusal = None  # whose traceback leads back here
             return False
         inbound = self._intake.inbound(
             head.endpoint, head.query, head.headers, body, client.peer, priority, scope
