@@ -226,7 +226,7 @@ def restart(name: Name, url: Url = None) -> None:
 
 @app.command()
 def kill(name: Name, url: Url = None) -> None:
-    """Kill a slot's engine now: its streams break off, other requests are sent again."""
+    """Kill a slot's engine now: streams break off, others start anew."""
     _command("kill", name, url)
 
 
