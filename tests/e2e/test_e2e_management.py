@@ -80,6 +80,9 @@ async def test_what_the_reads_show(slotd_harness: Start) -> None:
             assert [s["name"] for s in (await http.get("/api/slots")).json()["slots"]] == ["chat", "other"]
             explained = (await http.get("/api/explain", params={"model": "mini"})).json()
             assert "chat" in json.dumps(explained)
+            mistyped = await http.get("/api/explain", params={"model": "mini", "path": "/v1/embedding"})
+            assert (mistyped.status_code, code(mistyped)) == (400, "request.invalid")
+            assert "/v1/embeddings" in mistyped.json()["error"]["message"]
             recent = (await http.get("/api/requests")).json()["recent"]
             assert recent[0]["id"] == done.headers["x-request-id"]
             nobody = await http.get("/api/slots/chta")

@@ -219,6 +219,12 @@ def _add_management(app: QuartTrio, services: Services) -> None:
     async def explain() -> Response:
         model = request.args.get("model") or None
         path = request.args.get("path", "/v1/chat/completions")
+        if path not in ENDPOINTS:
+            close = close_names(path, ENDPOINTS)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise RequestInvalid(
+                f"{path!r} is no path that slotd relays{hint}", param="path", details={"close": close}
+            )
         return _json((await dispatcher.explain(model, path)).as_dict())
 
     @app.get("/api/upstreams")
