@@ -56,7 +56,7 @@ BUILDS = {"bdist_wheel", "build_ext"} & {*sys.argv}
 def requirements() -> list[str]:
     """To compile: mypyc, and what its type checker has to know of the packages that are used."""
     project = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["project"]
-    return ["mypy[mypyc]>=1.18", *project["dependencies"]]
+    return ["mypy[mypyc]>=2.4", *project["dependencies"]]
 
 
 def modules() -> list[object]:
