@@ -30,6 +30,24 @@ def waits(nodes: list[ast.stmt]) -> Iterator[int]:
                 yield node.lineno
 
 
+def looks(function: ast.AsyncFunctionDef) -> Iterator[int]:
+    """Lines on which it looks again whether an attribute is None, with a wait since the last look."""
+    pauses = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Await)]
+    seen: dict[str, int] = {}
+    for node in ast.walk(function):
+        match node:
+            case ast.Compare(
+                left=ast.Attribute() as left,
+                ops=[ast.Is() | ast.IsNot()],
+                comparators=[ast.Constant(value=None)],
+            ):
+                before = seen.setdefault(ast.dump(left), node.lineno)
+                if any(before < line < node.lineno or node.lineno < line < before for line in pauses):
+                    yield node.lineno
+            case _:
+                pass
+
+
 def faults(source: str) -> list[str]:
     """What of a module would not be the same, compiled."""
     found = []
@@ -39,6 +57,8 @@ def faults(source: str) -> list[str]:
                 handlers = [stmt for handler in node.handlers for stmt in handler.body]
                 found += [f"{n}: waits in an except" for n in waits(handlers)]
                 found += [f"{n}: waits in a finally" for n in waits(node.finalbody)]
+            case ast.AsyncFunctionDef():
+                found += [f"{n}: looks again at what may have changed" for n in looks(node)]
             case ast.AsyncWith() | ast.AsyncFor():
                 found.append(f"{node.lineno}: waits at the end of a block")
             case ast.Attribute(attr="__cause__"):
@@ -65,6 +85,7 @@ def test_what_is_compiled_is_the_same_compiled(name: str) -> None:
         "async def f():\n    try:\n        pass\n    except E:\n        async for _ in x:\n            pass",
         "def f(e):\n    return e.__cause__",
         "class C(Struct, gc=False):\n    pass",
+        "async def f(a):\n    if a.x is not None:\n        return\n    await y()\n    assert a.x is not None",
     ],
 )
 def test_each_rule_finds_what_breaks_it(source: str) -> None:
