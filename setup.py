@@ -81,6 +81,11 @@ def modules() -> list[object]:
     )
 
 
+if BUILDS:
+    # What an earlier build has left there goes into the wheel: modules compiled that are so no more.
+    for stale in (Path(__file__).parent / "build").glob("lib*"):
+        shutil.rmtree(stale)
+
 setup(
     ext_modules=modules() if WANTED and BUILDS else [],
     setup_requires=requirements() if WANTED else [],

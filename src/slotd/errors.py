@@ -10,7 +10,7 @@ upstream connection, a closed mailbox) live beside the code that raises them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "ActorGone",
@@ -81,6 +81,16 @@ class SlotdError(Exception):
         self.param = param
         self.details: dict[str, Any] = dict(details or {})
         self.retry_after_s = retry_after_s
+
+    def again(self) -> Self:
+        """The same error, for another who is told it.
+
+        One that is raised at many would lead by its traceback to all of them, and
+        to what they hold, for as long as anybody keeps it.
+        """
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        return other
 
 
 # --- request -----------------------------------------------------------------

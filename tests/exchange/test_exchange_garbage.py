@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
+import trio
 from exchange_world import SSE, Answer, Chunk, Client, World, again, guarding, inbound
 from trio.testing import MockClock
 
+from slotd.comfy.beside import beside
 from slotd.errors import NoRouteFound, SlotdError, SlotQueueFull, SpawnFailed
-from slotd.exchange.inbound import Inbound
+from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.policy import Fallbacks, Policy
+from slotd.exchange.remote import Remote, RemoteTransport
+from slotd.gateway.connection import _pump
 from slotd.wire.broken import UpstreamBroken
+from slotd.wire.fields import Fields
 
 FALLBACK = Policy(fallbacks={"chat": Fallbacks(("small",), 1.0)})
 EVENT: Chunk = b'data: {"x":1}\n\n'
@@ -67,3 +74,69 @@ async def test_a_request_that_is_over_is_gone(autojump_clock: MockClock, how: st
         del request
     assert left() == before
     assert len(world.finished) == 1
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("whole", [True, False])
+async def test_nor_does_one_to_a_remote_leave_its_body(whole: bool) -> None:
+    def requests() -> int:
+        return sum(isinstance(thing, httpx.Request) for thing in gc.get_objects())
+
+    async def ask() -> None:
+        response = await transport.request(b"POST", b"/v1/chat/completions", Fields(), b"a body")
+        if whole:
+            assert await response.receive_some() == b"{}"
+            assert await response.receive_some() == b""
+            assert response.complete
+        else:
+            await response.aclose()
+
+    answer = httpx.MockTransport(lambda request: httpx.Response(200, stream=Pieces()))
+    async with httpx.AsyncClient(transport=answer) as http:
+        transport, before = RemoteTransport(http, Remote("lab", "http://lab/v1", {}, 5.0)), requests()
+        await ask()
+        assert requests() == before
+
+
+class Pieces(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"{}"
+
+
+class Kept:
+    """Something large that a task has."""
+
+
+@pytest.mark.usefixtures("_no_collector")
+async def test_what_fails_beside_a_helper_is_let_go() -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("it failed")
+
+    async def ask() -> weakref.ref[Kept]:
+        kept = Kept()
+        with suppress(ValueError):
+            await beside(trio.sleep_forever, fail)
+        return weakref.ref(kept)
+
+    assert (await ask())() is None
+
+
+@pytest.mark.usefixtures("_no_collector")
+async def test_an_answer_of_the_other_lane_that_breaks_off_is_let_go() -> None:
+    class Cut:
+        async def run(self, request: Inbound, out: Outbound) -> None:
+            out.start(200, ())
+            raise SlotdError("half an answer")
+
+    async def ask() -> dict[str, BaseException]:
+        sender, receiver = trio.open_memory_channel[bytes](0)
+        outcome: dict[str, BaseException] = {}
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_pump, Cut(), inbound(), sender, outcome, 1.0)
+            receiver.close()
+        return outcome
+
+    before = left()
+    assert str((await ask())["error"]) == "half an answer"
+    assert left() == before

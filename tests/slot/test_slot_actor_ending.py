@@ -10,7 +10,8 @@ import trio
 from slot_fakes import FakeBackend, House, Pull, Script, in_house
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from slotd.errors import RouteStale, ServerStopping, SlotdError, SlotStopped
+from slotd.arbiter.tenant import Leave
+from slotd.errors import GpuExclusive, RouteStale, ServerStopping, SlotdError, SlotStopped
 from slotd.events import types
 from slotd.process.plan import ExitStatus
 from slotd.slot.lease import Lease
@@ -415,3 +416,28 @@ async def test_cancelled_from_above_engines_end_with_their_actor(autojump_clock:
         await house.slots.load("chat")
 
     await in_house(test)  # which checks that none outlives the house
+
+
+async def test_each_who_is_refused_gets_an_error_of_its_own(autojump_clock: MockClock) -> None:
+    """One that is raised leads by its traceback to whom it was raised at: shared, it would keep them all."""
+    shared = GpuExclusive("image mode", retry_after_s=5)
+
+    async def ask(house: House, name: str) -> SlotdError:
+        try:
+            await house.slots.acquire("chat", name)
+        except SlotdError as error:
+            return error
+        finally:
+            house.slots.release("chat", name)
+        raise AssertionError("it has been let in")
+
+    async def test(house: House) -> None:
+        await house.slots.acquire("chat", "served")
+        house.slots.mailbox("chat").post(Leave(1, "image mode", drain=True, refusal=shared, cut_after_s=50))
+        told = [await ask(house, "a"), await ask(house, "b")]
+        assert len({id(shared), *map(id, told)}) == 3
+        assert [(str(e), e.code, e.retry_after_s) for e in told] == [("image mode", "gpu.exclusive", 5)] * 2
+        assert shared.__traceback__ is None
+        house.slots.release("chat", "served")
+
+    await in_house(test)

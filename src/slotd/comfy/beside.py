@@ -35,5 +35,8 @@ async def beside(helper: Callable[[], Awaitable[object]], work: Callable[[], Awa
             failure = exc
         nursery.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            failure = None  # whose traceback leads back here
     return result

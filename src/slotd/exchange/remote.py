@@ -52,6 +52,7 @@ class _RemoteResponse:
         except httpx.HTTPError as exc:
             raise Broken(str(exc) or type(exc).__name__) from exc
         self.complete = True
+        self._let_go()
         return b""
 
     async def aclose(self) -> None:
@@ -59,6 +60,11 @@ class _RemoteResponse:
             await self._unwind()
         finally:
             await self._response.aclose()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """httpx ties a response and its stream to one another, and to the request with its body."""
+        self._response.stream = httpx.ByteStream(b"")
 
     async def _unwind(self) -> None:
         """End the body where it stands.

@@ -116,7 +116,7 @@ async def _pump(
         try:
             await exchange.run(inbound, _ChannelOut(chunks, task_status, write_timeout_s))
         except (SlotdError, ClientGone) as exc:
-            outcome["error"] = exc
+            outcome["error"] = exc.with_traceback(None)  # which would lead back here, and to the request
 
 
 async def relay_response(scope: Any, exchange: Carrier, inbound: Inbound, write_timeout_s: float) -> Response:

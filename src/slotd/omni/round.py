@@ -100,7 +100,10 @@ class Round:
                     gone = error
                     nursery.cancel_scope.cancel()
         if gone is not None:
-            raise gone
+            try:
+                raise gone
+            finally:
+                gone = None  # whose traceback leads back here
 
     async def _tool(
         self, tool: _Ready, done: dict[int, tuple[Report, bytes]], say: trio.MemorySendChannel[Note]
@@ -113,7 +116,7 @@ class Round:
                 with trio.fail_after(self.tool_timeout_s):
                     result = await self._run(tool)
             except ToolFailed as error:
-                failure = error
+                failure = error.with_traceback(None)  # which would lead back here, and to the chat
             except trio.TooSlowError:
                 failure = ToolFailed(f"not done in {self.tool_timeout_s:g} s (omni.tool_timeout_s)")
             except Exception:

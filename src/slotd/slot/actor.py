@@ -263,7 +263,7 @@ class SlotActor(Actor[ev.Message | Configure]):
             case fx.Refuse(id, error):
                 reply = self._replies.pop(id, None)
                 if reply is not None:
-                    reply.refuse(error)
+                    reply.refuse(error.again())
             case fx.Done(id):
                 reply = self._replies.pop(id, None)
                 if reply is not None:
