@@ -19,6 +19,7 @@ from slotd.exchange.inbound import Inbound, Outbound
 from slotd.exchange.policy import Fallbacks, Policy
 from slotd.exchange.remote import Remote, RemoteTransport
 from slotd.gateway.connection import _pump
+from slotd.slot.lease import Lease
 from slotd.wire.broken import UpstreamBroken
 from slotd.wire.fields import Fields
 
@@ -140,3 +141,18 @@ async def test_an_answer_of_the_other_lane_that_breaks_off_is_let_go() -> None:
     before = left()
     assert str((await ask())["error"]) == "half an answer"
     assert left() == before
+
+
+async def test_a_lease_is_noted_before_it_is_taken() -> None:
+    """Whatever becomes of the taking, it is given back."""
+
+    class Faulty(World):
+        def take(self, slot: str, lease_id: str, model: str = "") -> Lease | None:
+            self.held.append(lease_id)
+            raise RuntimeError("a bug behind the turnstile")
+
+    world, client = Faulty(), Client()
+    async with guarding(world.exchange):
+        await world.exchange.run(again(inbound(b'{"model":"m"}')), client)
+    assert client.status == 500
+    assert [(slot, id) for slot, id, _ in world.released] == [("chat", "req-1")]
